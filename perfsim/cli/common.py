@@ -1,0 +1,173 @@
+"""What the verbs share: the flags that make up a scenario, and printing as table, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import inspect
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from perfsim.spec.scenario import Scenario
+
+
+PIPE_WIDTH = 240
+
+
+class Format(StrEnum):
+    """How data is printed on standard output."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioFlags:
+    """The scenario file and the flags laid over it, as given on the command line; each field is a Typer option."""
+
+    scenario: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SCENARIO]",
+            show_default=False,
+            help="YAML file or packaged name (`perfsim list scenarios`); without it, a default scenario.",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name (`perfsim list models`), Hugging Face id or path of a config.json.", show_default=False
+        ),
+    ] = None
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="Name of an accelerator or node (`perfsim list hardware`).", show_default=False),
+    ] = None
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            help="Name (`perfsim list traces`) or CSV, JSONL or Parquet file with the columns"
+            " arrival_s, prompt_tokens, output_tokens.",
+            show_default=False,
+        ),
+    ] = None
+    tp: Annotated[
+        int | None, typer.Option("--tp", help="Tensor parallel size: GPUs per replica.", show_default=False)
+    ] = None
+    engine: Annotated[
+        str | None, typer.Option(help="Profile of what the engine adds to the kernels.", show_default=False)
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.", show_default=False)] = None
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any value of the scenario, such as workload.arrivals.rate=4; repeatable.",
+            show_default=False,
+        ),
+    ] = None
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC.STATISTIC=TIME", help="A promise such as ttft.p95=500ms; repeatable.", show_default=False
+        ),
+    ] = None
+
+    def resolve(self) -> Scenario:
+        """The scenario they describe; InputError or InfeasibleError when there is none."""
+        from perfsim.spec.load import load_scenario
+
+        return load_scenario(
+            self.scenario,
+            overrides=self.overrides or (),
+            slo=self.slo or (),
+            model=self.model,
+            hardware=self.hardware,
+            trace=self.trace,
+            tp=self.tp,
+            engine=self.engine,
+            seed=self.seed,
+        )
+
+
+def takes_scenario(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb, whose first parameter is a ScenarioFlags, those flags as command-line options."""
+    own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
+    shared = inspect.signature(ScenarioFlags, eval_str=True).parameters.values()
+    names = [field.name for field in fields(ScenarioFlags)]
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        flags = ScenarioFlags(**{name: given.pop(name) for name in names})
+        verb(flags, **given)
+
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    command.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    return command
+
+
+def console() -> Console:
+    """Standard output for tables: colour only on a terminal and never with NO_COLOR; a pipe gets unfolded lines."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document; NaN is an error, because no other reader would accept it."""
+    typer.echo(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def print_csv(rows: Sequence[dict[str, Any]], *, columns: Sequence[str]) -> None:
+    """A header and one line per row; missing values are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    typer.echo(text.getvalue(), nl=False)
+
+
+def print_rows(rows: Sequence[dict[str, Any]], *, columns: Sequence[str], output: Format) -> None:
+    """Equal records in the chosen format."""
+    if output is Format.json:
+        print_json(rows)
+    elif output is Format.csv:
+        print_csv(rows, columns=columns)
+    else:
+        print_table([{name: _cell(row.get(name)) for name in columns} for row in rows], columns=columns)
+
+
+def print_table(rows: Sequence[dict[str, str]], *, columns: Sequence[str]) -> None:
+    """Rows of text as an aligned table without frames, so that it can be copied; columns of numbers align right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        numeric = bool(rows) and all(row[name][:1].isdigit() or row[name] in ("", "–") for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in columns))
+    console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

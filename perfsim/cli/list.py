@@ -1,0 +1,74 @@
+"""`perfsim list`: what can be named in a scenario."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from perfsim.cli.common import Format, FormatOption, print_rows
+
+
+class Kind(StrEnum):
+    """What to list."""
+
+    models = "models"
+    hardware = "hardware"
+    traces = "traces"
+    scenarios = "scenarios"
+
+
+def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
+               output: FormatOption = Format.table) -> None:  # fmt: skip
+    """List the models, hardware, traces or scenarios that perfsim knows by name."""
+    columns, rows = {
+        Kind.models: _models, Kind.hardware: _hardware, Kind.traces: _traces, Kind.scenarios: _scenarios,
+    }[kind]()  # fmt: skip
+    print_rows(rows, columns=columns, output=output)
+
+
+Listing = tuple[list[str], list[dict[str, Any]]]
+
+
+def _models() -> Listing:
+    from perfsim.spec import catalog
+
+    rows = []
+    for name in catalog.list_models():
+        model = catalog.model(name)
+        rows.append({
+            "name": name, "hf_id": model.hf_id, "architecture": model.architecture,
+            "num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size,
+            "max_position_embeddings": model.max_position_embeddings,
+        })  # fmt: skip
+    return ["name", "architecture", "num_hidden_layers", "hidden_size", "max_position_embeddings"], rows
+
+
+def _hardware() -> Listing:
+    from perfsim.spec import catalog
+
+    rows: list[dict[str, Any]] = []
+    for name in catalog.list_accelerators():
+        accelerator = catalog.accelerator(name)
+        rows.append({"name": name, "kind": "accelerator", "accelerators": 1, "label": accelerator.label})
+    for name in catalog.list_nodes():
+        node = catalog.node(name)
+        rows.append({"name": name, "kind": "node", "accelerators": node.accelerator_count, "label": node.label})
+    return ["name", "kind", "accelerators", "label"], rows
+
+
+def _traces() -> Listing:
+    from perfsim.spec import catalog
+
+    rows: list[dict[str, Any]] = []
+    for name in catalog.list_traces():
+        path = catalog.trace_path(name)
+        rows.append({"name": name, "file": path.name, "bytes": path.stat().st_size})
+    return ["name", "file", "bytes"], rows
+
+
+def _scenarios() -> Listing:
+    from perfsim.spec.load import list_scenarios
+
+    return ["name", "title"], [{"name": name, "title": title} for name, title in list_scenarios().items()]

@@ -1,0 +1,74 @@
+"""`perfsim simulate`: replay the traffic of a scenario step by step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from perfsim.cli.common import Format, FormatOption, ScenarioFlags, console, print_csv, print_json, takes_scenario
+
+if TYPE_CHECKING:
+    from perfsim.metrics.result import Result
+
+
+@takes_scenario
+def simulate(
+    flags: ScenarioFlags,
+    output: FormatOption = Format.table,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            show_default=False,
+            help="Also write scenario.yaml, result.json, requests.parquet, report.html and timing.json there.",
+        ),
+    ] = None,
+    stepwise: Annotated[
+        bool, typer.Option("--stepwise", help="Compute every engine step by itself: slow, same answer; for checking.")
+    ] = False,
+) -> None:
+    """Simulate a scenario request by request and report latency, throughput, cache, cost and energy."""
+    from perfsim.cli.progress import progress_bar
+    from perfsim.cli.run_folder import RunFolder
+
+    resolved = flags.resolve()
+    from perfsim.run import simulate as run_simulate  # NumPy and all: not before the input is known to be good
+
+    folder = RunFolder(directory) if directory is not None else None
+    with progress_bar(resolved) as progress:
+        began = perf_counter()
+        result = run_simulate(resolved, progress=progress, stepwise=stepwise,
+                              requests_path=None if folder is None else folder.requests_path)  # fmt: skip
+        wall_s = perf_counter() - began
+    if folder is not None:
+        folder.write(resolved, result, wall_s=wall_s)
+    print_result(result, output=output, wall_s=wall_s)
+    if folder is not None and output is Format.table:
+        typer.echo(f"\nWritten to {folder.path}: {', '.join(folder.NAMES)}")
+
+
+def print_result(result: Result, *, output: Format, wall_s: float | None = None) -> None:
+    """A result on standard output; `wall_s` joins `simulation`, where it would break the bytes of a file."""
+    if output is Format.json:
+        content: dict[str, Any] = result.to_dict()
+        if wall_s is not None:
+            content["simulation"]["wall_s"] = wall_s
+        print_json(content)
+    elif output is Format.csv:
+        numbers = result.numbers()
+        if wall_s is not None:
+            numbers["simulation.wall_s"] = wall_s
+        print_csv([{"metric": path, "value": value} for path, value in numbers.items()], columns=["metric", "value"])
+    else:
+        from perfsim.report.tables import summary_table
+
+        console().print(summary_table(result))
+        if wall_s is not None:
+            requests = result.simulation["requests"]
+            print(f"Simulated {requests:,} requests in {wall_s:.2f} s ({requests / wall_s:,.0f}/s)", file=sys.stderr)

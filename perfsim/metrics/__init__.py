@@ -1,0 +1,1 @@
+"""From the simulator's records to the one output type, `Result`."""

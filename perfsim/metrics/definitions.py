@@ -1,0 +1,97 @@
+"""One definition per number people see: tables, plots, tooltips and JSON all take name, unit and direction from here.
+
+A key is the path of the value in `result.json`, `metrics.` left out: `ttft` (then a statistic), `throughput.
+requests_per_s`, `cost.usd_per_hour`. A key without a definition still prints, under a label made from its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDef:
+    """What one number is called, measured in, and which way is good; `formula` says how it is computed."""
+
+    key: str
+    label: str
+    unit: str
+    better: Better
+    formula: str
+
+
+LATENCIES = ("ttft", "engine_ttft", "tpot", "itl", "e2e", "queue_time")
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
+# The latencies that belong to one request, so that a request can keep or break a promise about them; ITL belongs to
+# a token.
+PER_REQUEST = ("ttft", "tpot", "e2e")
+
+_TABLE: tuple[MetricDef, ...] = (
+    MetricDef("ttft", "TTFT", "s", "lower", "time to first token at the client: first token received - request sent"),
+    MetricDef("engine_ttft", "Engine TTFT", "s", "lower", "first token produced - request queued in the engine"),
+    MetricDef("tpot", "TPOT", "s", "lower", "(E2E - TTFT) / (output tokens - 1), per request; none for one token"),
+    MetricDef("itl", "ITL", "s", "lower", "inter-token latency: gap between two tokens of one request, over all gaps"),
+    MetricDef("e2e", "E2E", "s", "lower", "end to end at the client: last token received - request sent"),
+    MetricDef("queue_time", "Queue time", "s", "lower", "first scheduled - queued in the engine"),
+    MetricDef("makespan_s", "Makespan", "s", "lower", "first request sent to last token received"),
+    MetricDef("throughput.requests_per_s", "Requests", "1/s", "higher", "completed requests / makespan"),
+    MetricDef("throughput.output_tokens_per_s", "Output tokens", "tokens/s", "higher", "output tokens / makespan"),
+    MetricDef("throughput.prompt_tokens_per_s", "Prompt tokens", "tokens/s", "higher",
+              "prompt tokens, cached ones included, / makespan"),
+    MetricDef("throughput.total_tokens_per_s", "Total tokens", "tokens/s", "higher", "(prompt + output) / makespan"),
+    MetricDef("goodput.fraction", "Goodput", "fraction", "higher",
+              "requests within the tightest TTFT, TPOT and E2E bounds of the SLO / all requests, rejected included"),
+    MetricDef("goodput.requests_per_s", "Good requests", "1/s", "higher", "good requests / makespan"),
+    MetricDef("goodput.requests", "Good requests", "requests", "higher", "requests within every per-request bound"),
+    MetricDef("counts.requests", "Requests", "requests", "neither", "completed + rejected"),
+    MetricDef("counts.completed", "Completed", "requests", "higher", "requests that received all their tokens"),
+    MetricDef("counts.rejected", "Rejected", "requests", "lower", "longer than max_model_len or than the KV cache"),
+    MetricDef("counts.prompt_tokens", "Prompt tokens", "tokens", "neither", "of completed requests, cached or not"),
+    MetricDef("counts.output_tokens", "Output tokens", "tokens", "neither", "of completed requests"),
+    MetricDef("counts.cached_tokens", "Cached prompt tokens", "tokens", "higher", "found in the prefix cache"),
+    MetricDef("counts.preemptions", "Preemptions", "", "lower", "times a running request lost its KV blocks"),
+    MetricDef("prefix_cache.hit_rate", "Prefix-cache hits", "fraction", "higher", "cached / all prompt tokens"),
+    MetricDef("kv_cache.occupancy_mean", "KV occupancy, mean", "fraction", "neither",
+              "blocks held by requests / blocks in the pool, averaged over time, idle time included"),
+    MetricDef("kv_cache.occupancy_peak", "KV occupancy, peak", "fraction", "neither", "largest share of blocks in use"),
+    MetricDef("kv_cache.blocks", "KV blocks", "blocks", "neither", "size of the pool"),
+    MetricDef("batch.mean_sequences", "Batch size, mean", "sequences", "neither", "running sequences per engine step"),
+    MetricDef("batch.max_sequences", "Batch size, peak", "sequences", "neither", "most sequences running at once"),
+    MetricDef("batch.mean_tokens", "Tokens per step", "tokens", "neither", "new tokens per engine step"),
+    MetricDef("queue.mean_waiting", "Waiting, mean", "requests", "lower", "waiting requests, averaged over time"),
+    MetricDef("queue.max_waiting", "Waiting, peak", "requests", "lower", "most requests waiting at once"),
+    MetricDef("cost.usd", "Cost of the run", "USD", "lower", "price per hour x makespan"),
+    MetricDef("cost.usd_per_hour", "Price per hour", "USD", "lower", "price of all GPUs of the replica"),
+    MetricDef("cost.usd_per_request", "Cost per request", "USD", "lower", "cost / completed requests"),
+    MetricDef("cost.usd_per_million_output_tokens", "Cost per million output tokens", "USD", "lower",
+              "cost / output tokens x 1e6"),
+    MetricDef("cost.usd_per_million_tokens", "Cost per million tokens", "USD", "lower",
+              "cost / (prompt + output tokens) x 1e6"),
+    MetricDef("energy.joules", "Energy of the run", "J", "lower", "GPU idle + GPU dynamic + host power over makespan"),
+    MetricDef("energy.joules_per_output_token", "Energy per output token", "J", "lower", "energy / output tokens"),
+    MetricDef("energy.mean_power_w", "Mean power", "W", "lower", "energy / makespan"),
+    MetricDef("timeline.kv_occupancy", "KV occupancy", "fraction", "neither", "share of KV blocks held by requests"),
+    MetricDef("timeline.running", "Batch", "sequences", "neither", "running sequences"),
+    MetricDef("timeline.waiting", "Queue", "requests", "lower", "waiting requests"),
+    MetricDef("timeline.prefill_tokens_per_s", "Prefill", "tokens/s", "higher", "prompt tokens computed per second"),
+    MetricDef("timeline.output_tokens_per_s", "Output", "tokens/s", "higher", "tokens emitted per second"),
+)  # fmt: skip
+METRICS: dict[str, MetricDef] = {definition.key: definition for definition in _TABLE}
+
+_UNIT_WORDS = (("usd", "USD"), ("joules", "J"), ("_per_s", "1/s"), ("bytes", "bytes"))
+_UNIT_ENDINGS = (("_s", "s"), ("_w", "W"), ("fraction", "fraction"), ("share", "fraction"))
+
+
+def metric(key: str) -> MetricDef:
+    """The definition of `key`; an unlisted key gets a label and a unit read off its name, and no direction."""
+    known = METRICS.get(key)
+    if known is not None:
+        return known
+    name = key.rsplit(".", 1)[-1]
+    unit = next((unit for word, unit in _UNIT_WORDS if word in name), "")
+    unit = unit or next((unit for ending, unit in _UNIT_ENDINGS if name.endswith(ending)), "")
+    label = name.replace("_", " ")
+    return MetricDef(key, label[:1].upper() + label[1:], unit, "neither", "")

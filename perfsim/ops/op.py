@@ -1,0 +1,56 @@
+"""Units of work: an operator on one GPU, or a message exchange within a group of GPUs.
+
+Every quantity is a float or a NumPy array of floats: the same lowering explains one step and millions of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Num = float | NDArray[np.float64]
+
+Driver = Literal["tokens", "logits", "attention", "expansion"]
+OpKind = Literal["gemm", "lm_head", "moe", "prefill_attention", "decode_attention", "elementwise", "sampling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """`count` equal kernels of one GPU: FLOPs and bytes are of one of them, after sharding.
+
+    `driver` names the sum over the batch that its size follows (`expansion`: the K/V entries that MLA expands).
+    `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is not launched at all. Decode attention
+    also says how its work splits: over `sequences` of mean attended context `context`, `sequence_bytes` each, plus
+    `entry_bytes` and `entry_flops` per attended token.
+    """
+
+    kind: OpKind
+    name: str
+    count: int
+    flops: Num
+    read_bytes: Num
+    write_bytes: Num
+    dtype: str
+    driver: Driver = "tokens"
+    active: Num = 1.0
+    sequences: Num = 0.0
+    context: Num = 0.0
+    sequence_bytes: float = 0.0
+    entry_bytes: float = 0.0
+    entry_flops: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """`count` equal exchanges of `bytes` per GPU among `group` GPUs of one node; `active` as for an Op."""
+
+    kind: Literal["all_reduce", "all_gather"]
+    name: str
+    count: int
+    bytes: Num
+    group: int
+    driver: Driver = "tokens"
+    active: Num = 1.0

@@ -1,0 +1,1 @@
+"""What people see of a `Result`: terminal tables, CSV rows and the HTML report."""

@@ -1,0 +1,221 @@
+"""The figures of a report as inline SVG: latency CDFs, the run over time, where time and memory went.
+
+Each function takes a `Result` and returns one SVG or HTML fragment, deterministic to the byte. A figure that can be
+read with the pointer carries its values in `data-plot`, which `report.js` reads; without a script it is still whole.
+"""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from perfsim.metrics.definitions import metric
+from perfsim.report import svg
+from perfsim.report.format import axis_unit, human, significant, words
+
+if TYPE_CHECKING:
+    from perfsim.metrics.result import Result
+
+COLOURS = ("#2563eb", "#0d9488", "#d97706", "#7c3aed", "#16a34a", "#db2777", "#0891b2", "#65a30d")
+IDLE = "#cbd5e1"
+_LATENCY_COLOURS = {"ttft": COLOURS[0], "tpot": COLOURS[1], "itl": COLOURS[3], "e2e": COLOURS[2]}
+# A latency whose largest shown value is this many times its 1st percentile is drawn on a logarithmic axis.
+_WIDE = 20.0
+
+
+def latency_cdf(result: Result, name: str) -> str:
+    """The share of samples at or below each latency, with the SLO's bounds on it; `name` is a latency metric."""
+    definition = metric(name)
+    curve: list[float] | None = result.curves.get(name)
+    if not curve:
+        return _placeholder(f"{definition.label}: no samples in this run")
+    width, height, left, right, top, bottom = 560, 270, 46, 544, 14, 226
+    probability: list[float] = result.curves["probability"]
+    bounds = [verdict for verdict in result.metrics["slo"]["verdicts"] if verdict["metric"] == name]
+    x, ticks, labels, title = _latency_axis(curve, [verdict["bound_s"] for verdict in bounds], left, right)
+    y = svg.Scale(0.0, 1.0, bottom, top)
+    parts = [_rows(y, [0.0, 0.25, 0.5, 0.75, 1.0], ["0", "25%", "50%", "75%", "100%"], left, right)]
+    parts.append(_columns(x, ticks, labels, top, bottom))
+    parts.append(svg.text((left + right) / 2, height - 6, f"{definition.label}{title}", class_="axis", anchor="middle"))
+    for index, verdict in enumerate(bounds):
+        parts.append(_bound(x, verdict, top, bottom, 12.0 + 15.0 * index))
+    seen = [(x(max(value, x.low)), y(share)) for value, share in zip(curve, probability, strict=True) if value <= x.high]
+    parts.append(svg.polyline(seen, _LATENCY_COLOURS.get(name, COLOURS[0])))
+    for share in (0.5, 0.95, 0.99):
+        at = probability.index(share) if share in probability else None
+        if at is not None and curve[at] <= x.high:
+            parts.append(svg.tag("circle", cx=x(max(curve[at], x.low)), cy=y(share), r=3.2, class_="dot",
+                                 fill=_LATENCY_COLOURS.get(name, COLOURS[0])))  # fmt: skip
+    plot = {
+        "left": left, "right": right, "top": top, "bottom": bottom,
+        "px": [float(svg.px(x(min(max(value, x.low), x.high)))) for value in curve],
+        "p": probability, "rows": [{"name": definition.label, "unit": "s", "y": curve}],
+    }  # fmt: skip
+    return _interactive(width, height, parts, plot, f"Cumulative distribution of {definition.label}")
+
+
+def _latency_axis(curve: list[float], bounds: list[float], left: float, right: float,
+                  ) -> tuple[svg.Scale, list[float], list[str], str]:  # fmt: skip
+    """Scale, ticks, their labels and the unit for the axis title."""
+    first, last = curve[2], curve[-1]
+    if first > 0 and last / first > _WIDE:
+        x = svg.Scale(first / 1.15, max([last, *bounds]) * 1.15, left, right, log=True)
+        ticks = svg.log_ticks(x.low, x.high)
+        return x, ticks, [human(tick, "s").replace(".00", "").replace(".0 ", " ") for tick in ticks], ", log scale"
+    x = svg.Scale(0.0, (max([last, *bounds]) or 1.0) * 1.06, left, right)
+    size, unit = axis_unit("s", x.high)
+    ticks = svg.linear_ticks(0.0, x.high / size, 6)
+    return x, [tick * size for tick in ticks], [f"{tick:g}" for tick in ticks], f" ({unit})"
+
+
+def _bound(x: svg.Scale, verdict: dict[str, Any], top: float, bottom: float, offset: float) -> str:
+    """A dashed line at a bound of the SLO, its label on the side with more room."""
+    at, name = x(max(verdict["bound_s"], x.low)), f"{verdict['stat']} ≤ {human(verdict['bound_s'], 's')}"
+    class_ = {True: "met", False: "broken", None: "open"}[verdict["holds"]]
+    right_half = at > (x.first + x.last) / 2
+    label = svg.text(at - 5 if right_half else at + 5, bottom - offset, name, class_=f"bound {class_}",
+                     anchor="end" if right_half else "start")  # fmt: skip
+    return svg.segment(at, top, at, bottom, f"limit {class_}") + label
+
+
+def over_time(result: Result) -> str:
+    """KV occupancy, batch, queue and token rates on one time axis."""
+    line = result.timeline
+    if not line["running"]:
+        return _placeholder("Nothing ran: there is no timeline")
+    blocks = result.metrics["kv_cache"]["blocks"]
+    strips = [
+        ("timeline.kv_occupancy", [value / blocks for value in line["kv_blocks"]]),
+        ("timeline.running", line["running"]),
+        ("timeline.waiting", line["waiting"]),
+        ("timeline.prefill_tokens_per_s", line["prefill_tokens_per_s"]),
+        ("timeline.output_tokens_per_s", line["output_tokens_per_s"]),
+    ]
+    width, left, right, tall, gap, top = 1160, 64, 1144, 92, 34, 22
+    height = top + len(strips) * (tall + gap) + 26
+    size, unit = axis_unit("s", line["duration_s"])
+    x = svg.Scale(0.0, line["duration_s"] / size, left, right)
+    ticks = svg.linear_ticks(0.0, x.high, 12)
+    edges = [x(min(index * line["bin_s"] / size, x.high)) for index in range(len(line["running"]) + 1)]
+    parts, rows = [], []
+    for index, (key, values) in enumerate(strips):
+        definition, above = metric(key), top + index * (tall + gap)
+        labels = [f"{tick:g}" for tick in ticks] if index == len(strips) - 1 else [""] * len(ticks)
+        parts.append(_strip(key, values, x, ticks, labels, edges, above, above + tall, COLOURS[index]))
+        rows.append({"name": definition.label, "unit": definition.unit, "y": [float(f"{v:.4g}") for v in values]})
+    parts.append(svg.text((left + right) / 2, height - 6, f"Time since the first step ({unit})", class_="axis",
+                          anchor="middle"))  # fmt: skip
+    plot = {
+        "left": left, "right": right, "top": top, "bottom": height - 26 - gap, "px0": edges[0],
+        "pxw": (right - left) * line["bin_s"] / line["duration_s"], "dt": line["bin_s"], "rows": rows,
+    }  # fmt: skip
+    return _interactive(width, height, parts, plot, "The run over time")
+
+
+def _strip(key: str, values: list[float], x: svg.Scale, ticks: list[float], labels: list[str], edges: list[float],
+           top: float, bottom: float, colour: str) -> str:  # fmt: skip
+    definition = metric(key)
+    largest = max(values) or 1.0
+    high = min(1.0, largest * 1.08) if definition.unit == "fraction" else largest * 1.08
+    y = svg.Scale(0.0, high, bottom, top)
+    shown = svg.linear_ticks(0.0, high * (100.0 if definition.unit == "fraction" else 1.0), 3)
+    factor, sign = (0.01, "%") if definition.unit == "fraction" else (1.0, "")
+    unit = "of the pool" if definition.unit == "fraction" else definition.unit
+    return "".join((
+        _rows(y, [tick * factor for tick in shown], [_short(tick) + sign for tick in shown], x.first, x.last),
+        _columns(x, ticks, labels, top, bottom),
+        svg.steps(edges, [y(value) for value in values], bottom, colour),
+        svg.text(x.first, top - 7, definition.label, class_="strip"),
+        svg.text(x.last, top - 7, f"{unit} · largest {human(largest if max(values) else 0.0, definition.unit)}",
+                 class_="tick", anchor="end"),
+    ))  # fmt: skip
+
+
+def breakdown(result: Result) -> str:
+    """Horizontal bars: seconds of the run per component, largest first, idle last and grey."""
+    items = sorted(((value, key) for key, value in result.breakdown.items() if value > 0 and key != "idle"),
+                   key=lambda item: (-item[0], item[1]))  # fmt: skip
+    total = sum(result.breakdown.values())
+    if result.breakdown.get("idle", 0.0) > 0:
+        items.append((result.breakdown["idle"], "idle"))
+    rows = [(words(key), value / total, f"{human(value, 's')} · {human(value / total, 'fraction')}",
+             IDLE if key == "idle" else COLOURS[0]) for value, key in items]  # fmt: skip
+    return bars(rows, "Time by component") if rows else _placeholder("No time was spent")
+
+
+def bound(result: Result) -> str:
+    """Horizontal bars: share of busy time per limiting resource, largest first."""
+    items = sorted(((share, key) for key, share in result.bound.items() if share > 0), key=lambda i: (-i[0], i[1]))
+    rows = [(words(key), share, human(share, "fraction"), COLOURS[3]) for share, key in items]
+    return bars(rows, "What bound the run") if rows else _placeholder("The run was never busy")
+
+
+def bars(rows: list[tuple[str, float, str, str]], label: str) -> str:
+    """Horizontal bars from (name, share in [0, 1], text at the end, colour), scaled to the longest."""
+    width, left, room, step = 560, 150, 128, 28
+    longest = max(share for _, share, _, _ in rows)
+    parts = []
+    for index, (name, share, note, colour) in enumerate(rows):
+        y, length = index * step + 5, (width - left - room) * share / longest
+        parts.append(svg.text(left - 10, y + 14, name, class_="name", anchor="end"))
+        parts.append(svg.tag("rect", x=left, y=y, width=max(length, 1.0), height=20, rx=2, fill=colour))
+        parts.append(svg.text(left + max(length, 1.0) + 8, y + 14, note, class_="value"))
+    return svg.svg(width, len(rows) * step + 6, "".join(parts), label=label)
+
+
+def memory(result: Result) -> str:
+    """One stacked bar: what fills the memory of each GPU, against its capacity, with a legend that carries numbers."""
+    items = [(key, size) for key, size in result.memory.items() if size > 0]
+    items.sort(key=lambda item: (item[0] == "free", -item[1], item[0]))
+    capacity = sum(size for _, size in items)
+    if not capacity:
+        return _placeholder("No memory figures in this result")
+    width, x, parts, legend = 560, 0.0, [], []
+    colours = {key: IDLE if key == "free" else COLOURS[index % len(COLOURS)] for index, (key, _) in enumerate(items)}
+    for key, size in items:
+        length = width * size / capacity
+        note = f"{words(key)}: {human(size, 'bytes')} ({human(size / capacity, 'fraction')})"
+        parts.append(svg.tag("rect", svg.tag("title", escape(note)), x=x, y=0, width=max(length - 1.0, 0.5), height=34,
+                             fill=colours[key]))  # fmt: skip
+        x += length
+        legend.append(
+            f'<tr><td><i style="background:{colours[key]}"></i>{escape(words(key))}</td>'
+            f"<td>{human(size, 'bytes')}</td><td>{human(size / capacity, 'fraction')}</td></tr>"
+        )
+    total = f"<tr class=total><td>Capacity of one GPU</td><td>{human(capacity, 'bytes')}</td><td></td></tr>"
+    bar = svg.svg(width, 36, "".join(parts), label="Memory of one GPU")
+    return f"{bar}<table class=legend>{''.join(legend)}{total}</table>"
+
+
+def _rows(y: svg.Scale, ticks: list[float], labels: list[str], left: float, right: float) -> str:
+    return "".join(
+        svg.segment(left, y(tick), right, y(tick), "grid" if tick else "base")
+        + svg.text(left - 7, y(tick) + 4, label, anchor="end")
+        for tick, label in zip(ticks, labels, strict=True)
+    )
+
+
+def _columns(x: svg.Scale, ticks: list[float], labels: list[str], top: float, bottom: float) -> str:
+    return "".join(
+        svg.segment(x(tick), top, x(tick), bottom, "grid")
+        + (svg.text(x(tick), bottom + 16, label, anchor="middle") if label else "")
+        for tick, label in zip(ticks, labels, strict=True)
+    )
+
+
+def _short(value: float) -> str:
+    """A tick label: 12,000 as 12k."""
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{sign}"
+    return f"{value:g}" if value else significant(0.0)
+
+
+def _interactive(width: int, height: int, parts: list[str], plot: dict[str, Any], label: str) -> str:
+    data = json.dumps(plot, separators=(",", ":"), allow_nan=False)
+    return svg.svg(width, height, "".join(parts), label=label, class_="plot", data_plot=data)
+
+
+def _placeholder(message: str) -> str:
+    return f"<p class=empty>{escape(message)}</p>"

@@ -1,0 +1,112 @@
+"""The decoding sequences of an engine as sums that advance by arithmetic instead of by loops over sequences."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from perfsim.serving.request import Request
+from perfsim.serving.window import WindowSum
+
+
+class DecodeBatch:
+    """Everything a run of decode steps depends on; `step` counts the engine's steps and is the clock of all of it.
+
+    `context` is the number of tokens attended in step `step`, summed over the `size` sequences. A sequence with n
+    computed tokens takes a new block in a step where n is a multiple of the block size: `block_phase[s % block_size]`
+    counts the sequences that do so in step s.
+    """
+
+    __slots__ = ("block_phase", "block_size", "completions", "context", "size", "step", "windows", "window_sums")
+
+    def __init__(self, *, block_size: int, windows: tuple[int | None, ...]) -> None:
+        self.step = 0
+        self.size = 0
+        self.context = 0
+        self.block_size = block_size
+        self.block_phase = [0] * block_size
+        self.completions: list[tuple[int, int, Request]] = []
+        self.windows = windows
+        self.window_sums = [WindowSum(window) for window in windows if window is not None]
+
+    def join(self, request: Request) -> None:
+        """A sequence with all its tokens computed decodes from the next step on."""
+        step = self.step
+        request.base = request.computed - step
+        request.decoding = True
+        request.finish_step = step + request.output - request.emitted - 1
+        self.size += 1
+        self.context += request.computed + 1
+        self.block_phase[-request.base % self.block_size] += 1
+        heappush(self.completions, (request.finish_step, request.index, request))
+        for window in self.window_sums:
+            window.join(request, step)
+
+    def leave(self, request: Request) -> None:
+        """A sequence does not take part in the next step; its own state is brought up to date."""
+        step = self.step
+        request.decoding = False
+        request.computed = request.base + step
+        request.emitted = request.output - (request.finish_step - step + 1)
+        self.size -= 1
+        self.context -= request.computed + 1
+        self.block_phase[-request.base % self.block_size] -= 1
+        for window in self.window_sums:
+            window.leave(request, step)
+
+    def pop_completed(self) -> Request | None:
+        """A sequence whose last token came out of the step before `step`; None when there is no more."""
+        completions, last = self.completions, self.step - 1
+        while completions and completions[0][0] <= last:
+            _, _, request = heappop(completions)
+            if request.decoding and request.finish_step == last:
+                return request
+        return None
+
+    def steps_left(self) -> int:
+        """Steps from `step` on, in which no sequence completes before the last one and no window fills."""
+        completions = self.completions
+        while not (completions[0][2].decoding and completions[0][2].finish_step == completions[0][0]):
+            heappop(completions)
+        left = completions[0][0] - self.step + 1
+        for window in self.window_sums:
+            left = min(left, window.limit(self.step))
+        return left
+
+    def attended(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(attended tokens in step `step`, their growth per step), each per window."""
+        if not self.window_sums:
+            return (self.context,), (self.size,)
+        attended, growth, sums = [], [], iter(self.window_sums)
+        for window in self.windows:
+            tracked = None if window is None else next(sums)
+            attended.append(self.context if tracked is None else tracked.attended)
+            growth.append(self.size if tracked is None else tracked.growth)
+        return tuple(attended), tuple(growth)
+
+    def blocks_in_run(self, count: int) -> int:
+        """Blocks taken in the steps after `step` of a run of `count` steps."""
+        rounds, rest = divmod(count - 1, self.block_size)
+        blocks = rounds * self.size
+        for offset in range(1, rest + 1):
+            blocks += self.block_phase[(self.step + offset) % self.block_size]
+        return blocks
+
+    def steps_with_blocks(self, free: int, limit: int) -> int:
+        """How many steps, at most `limit`, `free` blocks last; those of the first step are already taken."""
+        size, phase = self.block_size, self.block_phase
+        rounds = free // self.size  # block_size steps take one block per sequence
+        if limit - 2 < rounds * size:
+            return limit
+        count, left, step = 1 + rounds * size, free - rounds * self.size, self.step + 1 + rounds * size
+        while count < limit and phase[step % size] <= left:
+            left -= phase[step % size]
+            count += 1
+            step += 1
+        return count
+
+    def advance(self, count: int) -> None:
+        """`count` steps have run."""
+        self.step += count
+        self.context += count * self.size
+        for window in self.window_sums:
+            window.advance(count, self.step)

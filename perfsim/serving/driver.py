@@ -1,0 +1,134 @@
+"""Feeds an engine with requests: at given times, or as others complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heappop, heappush
+from typing import Protocol
+
+from perfsim.serving.request import Request
+from perfsim.traffic import ClosedLoopSource, RequestChunk
+
+_PROGRESS_EVERY = 4096
+
+
+class Drivable(Protocol):
+    """An engine that takes requests in order of time."""
+
+    until: float
+
+    def submit(self, request: Request) -> None: ...
+    def advance(self, until: float) -> None: ...
+    def drain(self) -> None: ...
+
+
+Progress = Callable[[int, float], None]
+
+
+def run_open_loop(
+    engine: Drivable, chunks: Iterable[RequestChunk], *, ingress: float, block_size: int, progress: Progress | None = None
+) -> int:
+    """Send every request at its time; returns how many there were. `ingress` is seconds from client to engine queue."""
+    sent = 0
+    for chunk in chunks:
+        for request in requests_of(chunk, first_index=sent, ingress=ingress, block_size=block_size):
+            engine.advance(request.queued)
+            engine.submit(request)
+            if progress is not None and request.index % _PROGRESS_EVERY == 0:
+                progress(request.index, request.arrival)
+        sent += len(chunk)
+    engine.drain()
+    return sent
+
+
+class ClosedLoop:
+    """A fixed number of clients, each sending its next request `think_time` after the answer to its last one."""
+
+    def __init__(self, source: ClosedLoopSource, *, ingress: float, egress: float, block_size: int) -> None:
+        self._requests = _in_turn(source.chunks, ingress, block_size)
+        self._round_trip = egress + source.think_time_s
+        self._clients = source.concurrency
+        self._ingress = ingress
+        self._due: list[tuple[float, int, Request]] = []
+        self._engine: Drivable | None = None
+        self.sent = 0
+
+    def on_finish(self, request: Request, at: float) -> None:
+        """The engine's hook: the answer reaches the client, who thinks and sends the next request."""
+        self._send(at + self._round_trip)
+
+    def run(self, engine: Drivable, *, progress: Progress | None = None) -> int:
+        """Serve all requests of the source; returns how many there were."""
+        self._engine = engine
+        for _ in range(self._clients):
+            self._send(0.0)
+        while self._due:
+            queued, _, request = self._due[0]
+            engine.advance(queued)
+            if self._due[0][2] is not request:
+                continue  # a completion on the way made an earlier request due
+            heappop(self._due)
+            engine.submit(request)
+            if progress is not None and request.index % _PROGRESS_EVERY == 0:
+                progress(request.index, request.arrival)
+            if not self._due:
+                engine.advance(float("inf"))  # until a completion makes the next one due, or to the end
+        engine.drain()
+        return self.sent
+
+    def _send(self, at: float) -> None:
+        request = next(self._requests, None)
+        if request is None:
+            return
+        request.arrival, request.queued = at, at + self._ingress
+        heappush(self._due, (request.queued, request.index, request))
+        self.sent += 1
+        if self._engine is not None:
+            self._engine.until = min(self._engine.until, request.queued)
+
+
+def requests_of(chunk: RequestChunk, *, first_index: int, ingress: float, block_size: int) -> Iterator[Request]:
+    """The requests of one chunk as the engine's own objects, what their prompts share cut into engine blocks."""
+    arrivals, prompts, outputs = chunk.arrival_s.tolist(), chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist()
+    priorities = chunk.priority.tolist() if chunk.priority is not None else None
+    shares = _shares(chunk, prompts, block_size)
+    for offset, arrival in enumerate(arrivals):
+        request = Request(first_index + offset, arrival, arrival + ingress, prompts[offset], outputs[offset])
+        if priorities is not None:
+            request.priority = priorities[offset]
+        if shares is not None:
+            request.keys, request.ends = shares(offset)
+        yield request
+
+
+def _shares(
+    chunk: RequestChunk, prompts: list[int], block_size: int
+) -> Callable[[int], tuple[list[int], list[int]]] | None:
+    """For each request of a chunk: (keys of what it shares, engine block where each ends)."""
+    if chunk.hash_block_ids is not None:
+        ids, tokens = chunk.hash_block_ids, chunk.hash_block_tokens
+
+        def recorded(offset: int) -> tuple[list[int], list[int]]:
+            keys, prompt = ids[offset] or [], prompts[offset]
+            ends = [min((i + 1) * tokens, prompt) // block_size for i in range(len(keys))]
+            if ends and ends[-1] == (ends[-2] if len(ends) > 1 else 0):  # the last piece fills no engine block
+                return keys[:-1], ends[:-1]
+            return keys, ends
+
+        return recorded
+    if chunk.prefix_id is not None and chunk.prefix_tokens is not None:
+        names, lengths = chunk.prefix_id.tolist(), chunk.prefix_tokens.tolist()
+
+        def synthetic(offset: int) -> tuple[list[int], list[int]]:
+            blocks = min(lengths[offset], prompts[offset]) // block_size
+            return ([names[offset]], [blocks]) if blocks else ([], [])
+
+        return synthetic
+    return None
+
+
+def _in_turn(chunks: Iterable[RequestChunk], ingress: float, block_size: int) -> Iterator[Request]:
+    index = 0
+    for chunk in chunks:
+        yield from requests_of(chunk, first_index=index, ingress=ingress, block_size=block_size)
+        index += len(chunk)

@@ -1,0 +1,418 @@
+"""One continuous-batching engine with vLLM V1's scheduling semantics, simulated from state change to state change.
+
+The engine keeps the few sums over the batch that a step's cost depends on. While the batch stays the same it jumps over
+all steps up to the next completion, arrival, exhausted block pool or breakpoint of the cost model in closed form; a
+step with prefill work, an admission or a preemption is simulated on its own. Time is a sequence of step boundaries.
+
+Under async scheduling the batch of a step is formed when the step before it starts: an arrival or a freed block is seen
+one step later than under synchronous scheduling. When that batch would be empty the engine waits for the running step
+and schedules again with everything in sight, as vLLM does. Neglected there: preemption of a request whose last token is
+still in flight.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+from perfsim.cost.step_model import StepModel
+from perfsim.ops.step import attended_pairs, context_read
+from perfsim.serving.batch import DecodeBatch
+from perfsim.serving.kv_cache import KVCache
+from perfsim.serving.recorder import Recorder
+from perfsim.serving.request import Request
+from perfsim.serving.running import schedule_in_order
+from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
+
+# An arrival within a nanosecond after a step boundary is seen at that boundary, so that rounding of closed-form times
+# cannot move it across: no clock in the system being modelled is finer.
+TIME_EPS = 1e-9
+_NO_LIMIT = 1 << 62
+
+
+def run_seconds(count: int, first: float, slope: float) -> float:
+    """Length of `count` steps of which step i lasts first + i * slope."""
+    return count * first + slope * (count * (count - 1) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Scheduler limits, every default filled in; token and block counts."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int
+    total_blocks: int
+    window_blocks: int = 0
+    priority: bool = False
+    chunked_prefill: bool = True
+    prefix_caching: bool = True
+    long_prefill_token_threshold: int = 0
+    async_scheduling: bool = True
+    reserve_full_isl: bool = True
+    watermark_blocks: int = 0
+
+
+class Engine:
+    """A replica: `submit` requests in time order, `advance` to a time, `drain` at the end."""
+
+    def __init__(
+        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[int | None, ...] = (None,),
+        on_finish: Callable[[Request, float], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.steps = steps
+        self.recorder = recorder
+        self.on_finish = on_finish
+        self.windows = windows
+        self.kv = KVCache(config.total_blocks, block_size=config.block_size, caching=config.prefix_caching)
+        self._zeros = (0,) * len(windows)
+        self.waiting: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()
+        self.incoming: deque[Request] = deque()  # submitted, not yet seen by the scheduler
+        self.running: dict[Request, None] = {}  # admission order
+        self.prefilling: list[Request] = []
+        self.emitting: list[Request] = []  # their prefill ends with the step in flight
+        self.stalled: list[Request] = []  # decodes that get no token from the step in flight
+        self.late: list[Request] = []  # decodes that got none from the step before
+        self.ended: list[Request] = []  # finished, blocks and slot not yet given back
+        self.now = float("inf")  # the next step boundary
+        self.until = float("-inf")  # how far advance() may go; a finish hook may lower it
+        self.last_start = float("-inf")  # when the step in flight began
+        self.in_flight = False
+        self.batch = DecodeBatch(block_size=config.block_size, windows=windows)
+        self.blocked = False  # the head of the queue cannot be admitted before something is freed
+        self.submitted = 0
+        self.scheduled_tokens = 0
+        self.saved_tokens = 0  # found in the prefix cache
+        self.lost_tokens = 0  # dropped by preemptions
+        self.population = 0  # requests in the engine, and its integral over time
+        self.request_seconds = 0.0
+        self._counted_at = 0.0
+
+    # --- what a cluster calls ---------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """A request reaches the engine's queue at `request.queued`; never before what `advance` has passed."""
+        self.submitted += 1
+        config = self.config
+        length = request.prompt + request.output
+        reason = ""
+        if length > config.max_model_len:
+            reason = "longer than max_model_len"
+        elif -(-(length - 1) // config.block_size) + config.window_blocks > config.total_blocks:
+            reason = "longer than the KV pool"
+        elif not config.chunked_prefill and length > config.max_num_batched_tokens:
+            reason = "longer than max_num_batched_tokens without chunked prefill"
+        if reason:
+            self.recorder.reject(reason)
+            if self.on_finish is not None:
+                self.on_finish(request, request.queued)
+            return
+        self._population(1, request.queued)
+        self.incoming.append(request)
+        if self.now == float("inf"):
+            self.now = request.queued
+
+    def advance(self, until: float) -> None:
+        """Simulate every step boundary before `until`; the step in flight then ends at the first boundary not before."""
+        self.until = until
+        while self.now < self.until - TIME_EPS:
+            self._complete()
+            if self.now >= self.until - TIME_EPS:
+                return  # a finish hook announced an arrival at this very boundary
+            if not self._plan():
+                self.now = float("inf")
+                return
+
+    def drain(self) -> None:
+        """Run until nothing is left to do."""
+        self.advance(float("inf"))
+        if self.waiting or self.running or self.incoming:
+            raise RuntimeError("the engine stopped with work left: a scheduling bug")
+
+    # --- one boundary -----------------------------------------------------------------------------------------------
+
+    def _complete(self) -> None:
+        """Apply what the step that ends now has produced."""
+        now, batch = self.now, self.batch
+        if self.late or self.stalled:
+            for request in self.late:
+                self.recorder.gap(now - request.last_token)
+            self.late, self.stalled = self.stalled, []
+        while (completed := batch.pop_completed()) is not None:
+            batch.leave(completed)
+            self._finish(completed)
+        if not self.emitting:
+            return
+        for request in self.emitting:
+            if request.emitted == 0:
+                request.first_token = now
+            else:
+                self.recorder.gap(now - request.last_token)
+            request.emitted += 1
+            if request.emitted == request.output:
+                self._finish(request)
+            else:
+                batch.join(request)
+        self.emitting = []
+
+    def _plan(self) -> bool:
+        """Choose the next step, or run of equal steps, and set `now` to its end; False when there is nothing to run."""
+        lagging = self.in_flight and self.config.async_scheduling
+        if self.incoming:
+            self._see_arrivals(self.last_start if lagging else self.now)
+        if self.ended and not lagging:
+            self._give_back()
+        if self._schedule(self.now):
+            return True
+        self.in_flight = False
+        if not lagging:
+            return False
+        self._see_arrivals(self.now)
+        self._give_back()
+        return self._schedule(self.now)
+
+    def _see_arrivals(self, cutoff: float) -> None:
+        incoming = self.incoming
+        while incoming and incoming[0].queued <= cutoff + TIME_EPS:
+            request = incoming.popleft()
+            if self.config.priority or not self.waiting:
+                self.blocked = False
+            self.waiting.push(request)
+
+    def _give_back(self) -> None:
+        """Free the blocks and slots of requests that ended."""
+        if self.ended:
+            for request in self.ended:
+                self._free(request, request.prompt + request.output - 1, resumes=False)
+                del self.running[request]
+            self.ended.clear()
+            self.blocked = False
+
+    def _schedule(self, now: float) -> bool:
+        """Form a batch as vLLM does: running requests first, then admissions while blocks, slots and budget last."""
+        chunks = self._together()
+        if not chunks and chunks is not None and self.batch.size and (self.blocked or not self.waiting):
+            self._jump(now, limit=1 if self.late else _NO_LIMIT)
+            return True
+        stalled: list[Request] = []
+        preempted = False
+        if chunks is None:
+            chunks, stalled, preempted = schedule_in_order(self)
+        budget = self.config.max_num_batched_tokens - self.batch.size - sum(tokens for _, tokens in chunks)
+        if self.waiting and not preempted and budget > 0 and (chunks or not self.blocked):
+            self._admit(budget, chunks)
+        executed = True
+        if chunks:
+            self._mixed_step(now, chunks)
+        elif self.batch.size:
+            self._jump(now, limit=1 if stalled or preempted or self.late else _NO_LIMIT)
+        else:
+            executed = False
+        for request in stalled:
+            self.batch.join(request)
+        self.stalled = stalled
+        return executed
+
+    def _together(self) -> list[tuple[Request, int]] | None:
+        """Blocks for all running requests at once, and the prefill chunks; None when order or preemption may matter.
+
+        Order matters when the budget cannot serve everyone, unless the only prefill comes last anyway.
+        """
+        kv, batch = self.kv, self.batch
+        size = batch.block_size
+        need = batch.block_phase[batch.step % size]
+        chunks: list[tuple[Request, int]] = []
+        if self.prefilling:
+            config = self.config
+            budget = config.max_num_batched_tokens - batch.size
+            last = len(self.prefilling) == 1 and self.prefilling[0] is next(reversed(self.running))
+            for request in self.prefilling:
+                tokens = request.prompt + request.emitted - request.computed
+                if config.long_prefill_token_threshold and len(self.running) + len(self.waiting) > 1:
+                    tokens = min(tokens, config.long_prefill_token_threshold)
+                if tokens > budget:
+                    if not last or budget <= 0:
+                        return None
+                    tokens = budget
+                budget -= tokens
+                need += -(-(request.computed + tokens) // size) - -(-request.computed // size)
+                chunks.append((request, tokens))
+        if need > kv.free:
+            return None
+        if need:
+            kv.take(need)
+        for request, tokens in chunks:
+            if request.keys:
+                kv.commit(request, (request.computed + tokens) // size)
+        return chunks
+
+    def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
+        config, kv, waiting, running = self.config, self.kv, self.waiting, self.running
+        size = config.block_size
+        while waiting and budget > 0:
+            if len(running) >= config.max_num_seqs:
+                self.blocked = True
+                return
+            request = waiting.head()
+            target = request.prompt + request.emitted
+            hits, idle = kv.lookup(request, (target - 1) // size) if request.keys or request.run else (0, 0)
+            cached = hits * size
+            chunk = target - cached
+            if config.long_prefill_token_threshold and len(running) + len(waiting) > 1:
+                chunk = min(chunk, config.long_prefill_token_threshold)
+            if chunk > budget:
+                if not config.chunked_prefill:
+                    return
+                chunk = budget
+            new = -(-(cached + chunk) // size) - hits + config.window_blocks
+            must_fit = -(-target // size) - hits + config.window_blocks if config.reserve_full_isl else new
+            if must_fit + idle + (config.watermark_blocks if running else 0) > kv.free:
+                self.blocked = True
+                return
+            waiting.take()
+            if hits:
+                kv.acquire(request, hits)
+                self.saved_tokens += cached
+            else:
+                request.run = None
+            kv.take(new)
+            request.computed = cached
+            if request.scheduled < 0.0:
+                request.scheduled = max(self.now, request.queued)
+                request.cached = cached
+            running[request] = None
+            self.prefilling.append(request)
+            chunks.append((request, chunk))
+            budget -= chunk
+            if request.keys:
+                kv.commit(request, (cached + chunk) // size)
+
+    # --- executing --------------------------------------------------------------------------------------------------
+
+    def _mixed_step(self, now: float, chunks: list[tuple[Request, int]]) -> None:
+        """One step with prefill work; decodes take part in it."""
+        decodes = self.batch.size
+        context, growth = self.batch.attended()
+        new = 0
+        pairs = [0] * len(self.windows)
+        read = [0] * len(self.windows)
+        for request, chunk in chunks:
+            new += chunk
+            past = request.computed
+            for index, window in enumerate(self.windows):
+                pairs[index] += attended_pairs(chunk, past, window)
+                read[index] += context_read(chunk, past, window)
+            request.computed = past + chunk
+            if request.computed == request.prompt + request.emitted:
+                self.emitting.append(request)
+        if self.emitting:
+            self.prefilling = [request for request in self.prefilling if request not in self.emitting]
+        logits = decodes + len(chunks)
+        seconds = self.steps.step_seconds(decodes + new, logits, decodes, context, new, tuple(pairs), tuple(read))
+        self._give_back()
+        self.blocked = False
+        self._record(now, 1, seconds, 0.0, decodes + new, logits, new, context, growth, tuple(pairs), tuple(read))
+
+    def _jump(self, now: float, limit: int = _NO_LIMIT) -> None:
+        """As many equal decode steps as nothing can change in; the first one's blocks are already taken."""
+        batch, kv = self.batch, self.kv
+        if self.incoming or (self.ended and self.waiting):
+            limit = 1  # what arrived or was freed during the step in flight counts from the next one on
+        if self.ended:
+            self._give_back()
+        limit = min(limit, batch.steps_left())
+        if limit > 1:
+            limit = batch.steps_with_blocks(kv.free, limit)
+        context, growth = batch.attended()
+        count, first, slope = self.steps.decode_run(batch.size, context, growth, limit)
+        if count > 1 and now + run_seconds(count, first, slope) >= self.until - TIME_EPS:
+            whole, count = count, self._steps_until(now, first, slope, count)
+            if self.config.async_scheduling and count < whole:
+                count += 1  # the batch of the step after `until` is formed before it
+        if count > 1:
+            blocks = batch.blocks_in_run(count)
+            if blocks:
+                kv.take(blocks)
+        self._record(now, count, first, slope, batch.size, batch.size, 0, context, growth, self._zeros, self._zeros)
+
+    def _steps_until(self, now: float, first: float, slope: float, most: int) -> int:
+        """The smallest number of steps, at most `most`, whose end is not before `until`."""
+        target = self.until - TIME_EPS
+        span = target - now
+        if slope <= 0.0:
+            count = ceil(span / first)
+        else:
+            linear = first - slope / 2
+            count = ceil((sqrt(linear * linear + 2 * slope * span) - linear) / slope)
+        count = max(1, min(count, most))
+        while count > 1 and now + run_seconds(count - 1, first, slope) >= target:
+            count -= 1
+        while count < most and now + run_seconds(count, first, slope) < target:
+            count += 1
+        return count
+
+    def _record(
+        self, now: float, count: int, first: float, slope: float, tokens: int, logits: int, prefill: int,
+        context: tuple[int, ...], growth: tuple[int, ...], pairs: tuple[int, ...], read: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        """Write the segment down and move the clocks and sums to its end."""
+        decodes = self.batch.size
+        self.recorder.segment(count, (
+            now, count, first, slope, tokens, logits, decodes, decodes - len(self.late), decodes + len(self.emitting),
+            prefill, len(self.running), len(self.waiting) + len(self.incoming), self.kv.total - self.kv.free,
+            *context, *growth, *pairs, *read,
+        ))  # fmt: skip
+        self.scheduled_tokens += count * tokens
+        if count == 1:
+            self.last_start, self.now = now, now + first
+        else:
+            self.last_start = now + run_seconds(count - 1, first, slope)
+            self.now = now + run_seconds(count, first, slope)
+        self.in_flight = True
+        self.batch.advance(count)
+
+    # --- membership -------------------------------------------------------------------------------------------------
+
+    def _finish(self, request: Request) -> None:
+        request.finish = self.now
+        self._population(-1, self.now)
+        self.recorder.finish(request)
+        self.ended.append(request)
+        if self.on_finish is not None:
+            self.on_finish(request, self.now)
+
+    def _free(self, request: Request, tokens: int, *, resumes: bool) -> None:
+        self.kv.release(request, tokens, resumes=resumes)
+        if self.config.window_blocks:
+            self.kv.put_back_blank(self.config.window_blocks)
+
+    def _population(self, change: int, at: float) -> None:
+        self.request_seconds += self.population * (at - self._counted_at)
+        self._counted_at = at
+        self.population += change
+
+    def stall(self, request: Request) -> None:
+        """A decode that gets no token in this step: off the sums until the step is over."""
+        if request in self.late:
+            self.late.remove(request)
+        else:
+            request.last_token = self.now
+        self.batch.leave(request)
+
+    def preempt(self, request: Request, tokens: int) -> None:
+        """Drop a running request's blocks (it has slots for `tokens` tokens) and queue it again: recompute later."""
+        if request.decoding:
+            self.stall(request)
+        else:
+            self.prefilling.remove(request)
+        self.lost_tokens += request.computed
+        self._free(request, tokens, resumes=True)
+        request.computed = 0
+        request.preemptions += 1
+        del self.running[request]
+        self.waiting.push_preempted(request)
+        self.blocked = False

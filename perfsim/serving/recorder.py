@@ -1,0 +1,116 @@
+"""Columns of what happened, handed to a sink in chunks so that memory stays bounded."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from perfsim.serving.request import Request
+
+Columns = Mapping[str, "NDArray[np.float64]"]
+
+REQUEST_COLUMNS = (
+    "request_index", "arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s", "prompt_tokens",
+    "output_tokens", "cached_tokens", "preemptions",
+)  # fmt: skip
+SEGMENT_COLUMNS = (
+    "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences",
+    "emitted", "prefill_tokens", "running", "waiting", "kv_blocks",
+)  # fmt: skip
+WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
+
+
+def segment_columns(windows: int) -> tuple[str, ...]:
+    """Names of a segment's columns: attention sums repeat per window, with a suffix after the first."""
+    extra = [name + (f"_{index}" if index else "") for name in WINDOW_COLUMNS for index in range(windows)]
+    return (*SEGMENT_COLUMNS, *extra)
+
+
+class Sink(Protocol):
+    """Receives chunks of equal-length columns."""
+
+    def add_requests(self, columns: Columns) -> None: ...
+    def add_segments(self, columns: Columns) -> None: ...
+    def add_gaps(self, seconds: NDArray[np.float64], weights: NDArray[np.float64]) -> None: ...
+
+
+class Recorder:
+    """Buffers rows as flat doubles and flushes them column-wise.
+
+    `logits` sequences are sampled per step, `emitted` of them put a token out (a partial prefill's sample is dropped).
+    A segment is a run of `steps` equal-batch steps, step i lasting first_s + i * slope_s. `gap_sequences` of its decode
+    sequences see exactly that step as the gap between two tokens; exceptional gaps (after a preemption or a stall) are
+    recorded on their own.
+    """
+
+    __slots__ = ("_gaps", "_limit", "_names", "_requests", "_segments", "_sinks", "finished", "rejected", "segments",
+                 "steps")  # fmt: skip
+
+    def __init__(self, sinks: tuple[Sink, ...], *, windows: int, chunk: int = 1 << 16) -> None:
+        self._sinks = sinks
+        self._names = segment_columns(windows)
+        self._limit = chunk
+        self._requests = array("d")
+        self._segments = array("d")
+        self._gaps = array("d")
+        self.finished = 0
+        self.segments = 0
+        self.steps = 0
+        self.rejected: dict[str, int] = {}
+
+    def finish(self, request: Request) -> None:
+        """A request whose last token is out."""
+        self._requests.extend((
+            request.index, request.arrival, request.queued, request.scheduled, request.first_token, request.finish,
+            request.prompt, request.output, request.cached, request.preemptions,
+        ))  # fmt: skip
+        self.finished += 1
+        if self.finished % self._limit == 0:
+            self._flush_requests()
+
+    def reject(self, reason: str) -> None:
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def segment(self, steps: int, row: tuple[float, ...]) -> None:
+        """One run of steps; `row` follows `segment_columns`."""
+        self._segments.extend(row)
+        self.steps += steps
+        self.segments += 1
+        if self.segments % self._limit == 0:
+            self._flush_segments()
+
+    def gap(self, seconds: float) -> None:
+        """An inter-token gap that is not one step long."""
+        self._gaps.append(seconds)
+
+    def flush(self) -> None:
+        """Hand over everything that is still buffered."""
+        self._flush_requests()
+        self._flush_segments()
+        if self._gaps:
+            gaps = np.array(self._gaps)
+            for sink in self._sinks:
+                sink.add_gaps(gaps, np.ones_like(gaps))
+            self._gaps = array("d")
+
+    def _flush_requests(self) -> None:
+        if self._requests:
+            table = np.array(self._requests).reshape(-1, len(REQUEST_COLUMNS))
+            columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(REQUEST_COLUMNS)}
+            for sink in self._sinks:
+                sink.add_requests(columns)
+            self._requests = array("d")
+
+    def _flush_segments(self) -> None:
+        if self._segments:
+            table = np.array(self._segments).reshape(-1, len(self._names))
+            columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self._names)}
+            for sink in self._sinks:
+                sink.add_segments(columns)
+            self._segments = array("d")

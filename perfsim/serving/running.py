@@ -1,0 +1,65 @@
+"""The running requests of a step, one by one in vLLM's order: needed when blocks or budget may not suffice for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perfsim.serving.request import Request
+
+if TYPE_CHECKING:
+    from perfsim.serving.engine import Engine
+
+Chunks = list[tuple[Request, int]]
+
+
+def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
+    """Give every running request its tokens and blocks, preempting the last (or least urgent) ones when blocks run out.
+
+    Returns (prefill chunks, decodes that get no token in this step, whether anyone was preempted). Decodes
+    left out have been taken off the engine's sums. vLLM's `Scheduler.schedule`, first half.
+    """
+    config, kv, size = engine.config, engine.kv, engine.config.block_size
+    budget = config.max_num_batched_tokens
+    order = [request for request in engine.running if request.finish < 0.0]
+    threshold = config.long_prefill_token_threshold if len(engine.running) + len(engine.waiting) > 1 else 0
+    granted: dict[Request, int] = {}
+    preempted = False
+    index = 0
+    while index < len(order) and budget > 0:
+        request = order[index]
+        computed = request.base + engine.batch.step if request.decoding else request.computed
+        tokens = 1 if request.decoding else request.target - computed
+        if threshold:
+            tokens = min(tokens, threshold)
+        tokens = min(tokens, budget)
+        need = -(-(computed + tokens) // size) - -(-computed // size)
+        while kv.free < need:
+            victim = max(order, key=_urgency) if config.priority else order[-1]
+            position = order.index(victim)
+            del order[position]
+            if position < index:
+                index -= 1
+            returned = granted.pop(victim, 0)
+            budget += returned
+            slots = (victim.base + engine.batch.step if victim.decoding else victim.computed) + returned
+            engine.preempt(victim, slots)
+            preempted = True
+            if victim is request:
+                break
+        if preempted and request not in engine.running:
+            break
+        kv.take(need)
+        granted[request] = tokens
+        budget -= tokens
+        if request.keys and not request.decoding:
+            kv.commit(request, (computed + tokens) // size)
+        index += 1
+    stalled = [request for request in order[index:] if request.decoding]
+    for request in stalled:
+        engine.stall(request)
+    chunks = [(request, tokens) for request, tokens in granted.items() if not request.decoding]
+    return chunks, stalled, preempted
+
+
+def _urgency(request: Request) -> tuple[int, float, int]:
+    return request.priority, request.queued, request.index

@@ -1,0 +1,98 @@
+"""Measured and guessed coefficients that turn work into time: one efficiency set per device, one overhead set per engine.
+
+The loader fills a Calibration from `hardware/calibration/*.yaml`; the cost model reads nothing else. `status` and
+`source` travel with the numbers, so that a result can say which of them were never fitted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from perfsim.spec.base import Bytes, Seconds, Spec
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class DeviceEfficiency(Spec):
+    """How close one device comes to its datasheet, per kind of operator.
+
+    Fractions are of the dense peak for the dtype or of HBM bandwidth; `*_launch` is the time of an operator with no
+    work, under CUDA graphs. `decode_attention` holds (context, bandwidth fraction) knots on a growing context axis:
+    decode attention time is piecewise linear between them, which is what makes fast-forwarding exact.
+    """
+
+    gemm_launch: Seconds
+    gemm_bandwidth: Fraction
+    gemm_compute: Fraction
+    prefill_attention_launch: Seconds
+    prefill_attention_compute: Fraction
+    prefill_attention_bandwidth: Fraction
+    decode_attention_launch: Seconds
+    decode_attention_compute: Fraction
+    decode_attention: tuple[tuple[float, Fraction], ...] = Field(min_length=1)
+    moe_launch: Seconds
+    moe_bandwidth: Fraction
+    moe_compute: Fraction
+    elementwise_launch: Seconds
+    elementwise_bandwidth: Fraction
+    collective_launch: Seconds
+    collective_hop: Seconds
+    collective_bandwidth: Fraction
+
+    @model_validator(mode="after")
+    def _knots_grow(self) -> Self:
+        contexts = [context for context, _ in self.decode_attention]
+        if contexts != sorted(set(contexts)) or contexts[0] <= 0:
+            raise ValueError("decode_attention knots must have growing positive contexts")
+        return self
+
+
+class EngineProfile(Spec):
+    """What the serving engine adds to the kernels, by engine and version family.
+
+    `step_host` is host time that the GPU waits for in every step. `schedule_host`, plus `sequence_host` per sequence
+    and `token_host` per token, is scheduler time: hidden behind the GPU under async scheduling (the longer of the two
+    counts), added to it otherwise. `sampling_passes` is how many times the sampler streams the fp32 logits of one
+    sequence through HBM. `ingress` and `egress` are client-side: before the request is queued, and from a token to its
+    arrival. `expert_popularity` is the Zipf exponent of routing (0: uniform).
+
+    Memory per GPU, as vLLM's start-up profiling sees it: `reserved_fraction` of the labelled capacity belongs to the
+    driver, `context_memory` to libraries, `communication_memory` to collectives (tp > 1 only); `activation_copies` and
+    `logit_copies` say how many of one layer's widest activations and of the fp32 logits are alive at the peak.
+    """
+
+    name: str
+    version: str
+    step_host: Seconds
+    schedule_host: Seconds
+    sequence_host: Seconds
+    token_host: Seconds
+    sampling_passes: float = Field(ge=0)
+    ingress: Seconds
+    egress: Seconds
+    expert_popularity: float = Field(ge=0, le=4)
+    reserved_fraction: float = Field(ge=0, lt=1)
+    context_memory: Bytes
+    communication_memory: Bytes
+    activation_copies: float = Field(gt=0)
+    logit_copies: float = Field(gt=0)
+
+
+class PowerModel(Spec):
+    """Dynamic power above idle, as fractions of (TDP - idle): one with compute saturated, one with HBM saturated."""
+
+    compute_fraction: Fraction
+    memory_fraction: Fraction
+
+
+class Calibration(Spec):
+    """All coefficients of one run; `status` says whether anybody fitted them."""
+
+    status: Literal["first-guess", "fitted"]
+    source: str
+    device: DeviceEfficiency
+    borrowed_from: str | None = Field(default=None, description="device whose curves stand in for this one's")
+    engine: EngineProfile
+    power: PowerModel

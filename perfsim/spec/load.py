@@ -1,0 +1,207 @@
+"""From a scenario file and flags to a resolved Scenario: the only place where names become descriptors."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perfsim.errors import InputError, nearest
+from perfsim.spec import catalog
+from perfsim.spec.calibration import Calibration
+from perfsim.spec.calibration_file import load_calibration
+from perfsim.spec.engine_defaults import check_parallel, resolve_policy
+from perfsim.spec.hardware import Node
+from perfsim.spec.model import ModelArch
+from perfsim.spec.policy import ParallelPlan
+from perfsim.spec.problems import shorten, validated
+from perfsim.spec.scenario import Scenario
+from perfsim.spec.scenario_file import ScenarioFile
+from perfsim.spec.workload import TraceWorkload, Workload
+from perfsim.spec.yaml import load_yaml, parse_yaml_value
+
+DEFAULT_SCENARIO = "default"
+CALIBRATION = "first-guess"
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z")
+
+
+class Draft:
+    """The content of a scenario file while flags are laid over it; remembers which flag wrote what, for messages."""
+
+    def __init__(self, content: Mapping[str, Any], *, source: str, directory: Path | None = None) -> None:
+        self._content: dict[str, Any] = dict(content)
+        self._source = source
+        self._directory = directory
+        self._origins: dict[str, str] = {}
+
+    def set(self, key: str, value: Any, *, flag: str) -> None:
+        """Write `value` at a dotted `key`, making sections on the way; InputError when a value is in the way."""
+        *sections, last = key.split(".")
+        target = self._content
+        for depth, section in enumerate(sections):
+            below = target.get(section)
+            if below is not None and not isinstance(below, dict):
+                place = ".".join(sections[: depth + 1])
+                raise InputError(f"{flag}: '{place}' is a value, not a section of keys")
+            # A copy, so that the caller's nested mappings are never written to.
+            target[section] = dict(below or {})
+            target = target[section]
+        target[last] = value
+        self._origins.pop(key, None)
+        self._origins[key] = flag
+        self._forget_derived(key)
+
+    def set_trace(self, trace: str, *, flag: str) -> None:
+        """Replay `trace` instead of the workload; the other settings of a trace workload stay."""
+        workload = self._content.get("workload")
+        if not isinstance(workload, dict) or workload.get("kind") != "trace":
+            self.set("workload", {"kind": "trace"}, flag=flag)
+        self.set("workload.trace", trace, flag=flag)
+
+    def resolve(self) -> Scenario:
+        """The resolved scenario; InputError or InfeasibleError with its place when something is wrong."""
+        file = validated(ScenarioFile, self._content, where=self._where)
+        model = file.model if isinstance(file.model, ModelArch) else catalog.model(self._path("model", file.model))
+        node = file.hardware if isinstance(file.hardware, Node) else catalog.node(self._path("hardware", file.hardware))
+        check_parallel(file.parallel, model=model, node=node)
+        calibration = file.calibration or find_calibration(accelerator=node.accelerator.name, engine=file.engine)
+        return Scenario(
+            name=file.name if "name" in self._content else automatic_name(model, parallel=file.parallel, node=node),
+            model=model,
+            hardware=node,
+            parallel=file.parallel,
+            policy=resolve_policy(file.policy, model=model, accelerator=node.accelerator),
+            workload=self._workload(file.workload),
+            slo=file.slo,
+            calibration=calibration,
+            seed=file.seed,
+        )
+
+    def _forget_derived(self, key: str) -> None:
+        """Drop what belongs to something that is now replaced: curves of the old device, hash of the old trace."""
+        if key in ("hardware", "engine") and "calibration" not in self._origins:
+            self._content.pop("calibration", None)
+        if key == "workload.trace":
+            self._content["workload"].pop("content_hash", None)
+
+    def _where(self, place: str) -> str:
+        for key, flag in reversed(self._origins.items()):
+            if place == key:
+                return flag
+            if place and (place.startswith(f"{key}.") or key.startswith(f"{place}.")):
+                return f"{flag}: {place}"
+        return f"{self._source}: {place}" if place else self._source
+
+    def _path(self, key: str, value: str) -> str:
+        """A path inside a scenario file is relative to that file; one from a flag, to the working directory."""
+        if key in self._origins or self._directory is None:
+            return value
+        try:
+            beside = self._directory / value
+            return str(beside) if beside.is_file() else value
+        except (OSError, ValueError):
+            return value
+
+    def _workload(self, workload: Workload) -> Workload:
+        if not isinstance(workload, TraceWorkload):
+            return workload
+        trace = workload.trace if "workload" in self._origins else self._path("workload.trace", workload.trace)
+        content_hash = file_hash(catalog.trace_path(trace))
+        if workload.content_hash not in (None, content_hash):
+            raise InputError(
+                f"{self._source}: workload.content_hash: the trace '{shorten(workload.trace)}' is not the one this"
+                " scenario was made with; remove content_hash to accept it"
+            )
+        return workload.model_copy(update={"trace": trace, "content_hash": content_hash})
+
+
+def load_scenario(path: str | Path | None = None, *, overrides: Sequence[str] = (), slo: Sequence[str] = (),
+                  model: str | None = None, hardware: str | None = None, trace: str | None = None,
+                  tp: int | None = None, engine: str | None = None, seed: int | None = None) -> Scenario:  # fmt: skip
+    """The resolved scenario of a YAML file (or a packaged scenario's name; None: the default one) under some flags.
+
+    `overrides` are `key=value` with a dotted key and a YAML value, `slo` likewise with keys such as `ttft.p95`; later
+    ones win, and `overrides` win over the other flags. Raises InputError or InfeasibleError, naming the place.
+    """
+    draft = read_draft(DEFAULT_SCENARIO if path is None else path)
+    flags = {"model": ("--model", model), "hardware": ("--hardware", hardware), "parallel.tp": ("--tp", tp),
+             "engine": ("--engine", engine), "seed": ("--seed", seed)}  # fmt: skip
+    for key, (flag, value) in flags.items():
+        if value is not None:
+            draft.set(key, value, flag=flag)
+    if trace is not None:
+        draft.set_trace(trace, flag="--trace")
+    for text in slo:
+        key, value = _assignment(text, flag="--slo", example="ttft.p95=500ms")
+        draft.set(f"slo.{key}", value, flag=f"--slo {key}")
+    for text in overrides:
+        key, value = _assignment(text, flag="--set", example="parallel.tp=8")
+        draft.set(key, value, flag=f"--set {key}")
+    return draft.resolve()
+
+
+def read_draft(path: str | Path) -> Draft:
+    """The unresolved content of a scenario file or packaged scenario."""
+    file = scenario_path(path)
+    return Draft(load_yaml(file), source=str(file), directory=file.parent)
+
+
+def scenario_path(name_or_path: str | Path) -> Path:
+    """The file of the packaged scenario of this name, or the path itself when it is one; InputError when neither."""
+    path = Path(name_or_path)
+    if path.suffix.lower() in (".yaml", ".yml", ".json") or len(path.parts) > 1:
+        return path
+    known = _scenario_files()
+    if path.name.lower() in known:
+        return known[path.name.lower()]
+    if path.exists():
+        return path
+    hint = nearest(path.name, known) or f"; known: {', '.join(sorted(known))}"
+    raise InputError(f"unknown scenario '{shorten(str(path))}': expected a YAML file or a packaged scenario{hint}")
+
+
+def list_scenarios() -> dict[str, str]:
+    """The packaged scenarios: name and title, sorted by name."""
+    files = _scenario_files()
+    return {name: str(load_yaml(files[name]).get("name", name)) for name in sorted(files)}
+
+
+def _scenario_files() -> dict[str, Path]:
+    # Reversed, so that the first directory that has a name wins.
+    return {file.stem.lower(): file for root in reversed(catalog.data_directories())
+            for file in (root / "workloads" / "scenarios").glob("*.yaml")}  # fmt: skip
+
+
+def automatic_name(model: ModelArch, *, parallel: ParallelPlan, node: Node) -> str:
+    """What a scenario is called when nobody named it: `llama-3.1-8b-instruct on 1x h100-80gb-sxm`."""
+    return f"{model.name} on {parallel.tp}x {node.accelerator.name}"
+
+
+def find_calibration(*, accelerator: str, engine: str) -> Calibration:
+    """The packaged coefficients for an accelerator and an engine profile; InputError when there are none."""
+    for root in catalog.data_directories():
+        path = root / "hardware" / "calibration" / f"{CALIBRATION}.yaml"
+        if path.is_file():
+            return load_calibration(path, accelerator=accelerator, engine=engine)
+    raise InputError(f"no hardware/calibration/{CALIBRATION}.yaml in any data directory")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces; InputError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"'{shorten(str(path))}' cannot be read: {error.strerror}") from None
+
+
+def _assignment(text: str, *, flag: str, example: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not _KEY.match(key.strip()):
+        raise InputError(f"{flag}: expected KEY=VALUE such as {example}, got '{shorten(text)}'")
+    try:
+        return key.strip(), parse_yaml_value(value)
+    except InputError as error:
+        raise InputError(f"{flag} {shorten(key.strip())}: {error}") from None

@@ -1,0 +1,93 @@
+"""From a resolved Scenario back to a scenario file that reproduces it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perfsim.errors import InputError
+from perfsim.spec import catalog
+from perfsim.spec.engine_defaults import resolve_policy
+from perfsim.spec.load import Draft, automatic_name, find_calibration
+from perfsim.spec.policy import ServingPolicy
+from perfsim.spec.scenario import Scenario
+from perfsim.spec.workload import TraceWorkload
+
+
+def scenario_yaml(scenario: Scenario, *, directory: Path) -> str:
+    """The text of a scenario file in `directory` that loads as `scenario`, with every default written out.
+
+    Models and hardware stay names where the catalogue has the very same descriptor, and are written in full where it
+    does not. A relative trace path is rewritten to be relative to `directory`; an absolute one stays.
+    """
+    import yaml
+
+    content = scenario_content(scenario)
+    workload = scenario.workload
+    if isinstance(workload, TraceWorkload) and _is_relative_file(workload.trace):
+        content["workload"]["trace"] = Path(os.path.relpath(workload.trace, directory)).as_posix()
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+
+def replaced(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
+    """The scenario with other values at some dotted keys; engine defaults are chosen again for what changed."""
+    content = scenario_content(scenario)
+    content["policy"] = _chosen_policy(scenario)
+    if scenario.name == automatic_name(scenario.model, parallel=scenario.parallel, node=scenario.hardware):
+        content.pop("name")
+    draft = Draft(content, source="scenario")
+    for key, value in changes.items():
+        if key == "workload.trace":
+            draft.set_trace(str(value), flag=f"replace({key})")
+        else:
+            draft.set(key, value, flag=f"replace({key})")
+    return draft.resolve()
+
+
+def scenario_content(scenario: Scenario) -> dict[str, Any]:
+    """The content of a scenario file: names where the catalogue knows them, every other value written out."""
+    whole = scenario.model_dump(mode="json", exclude_none=True)
+    accelerator, engine = scenario.hardware.accelerator.name, scenario.calibration.engine.name
+    content: dict[str, Any] = {"name": scenario.name}
+    content["model"] = scenario.model.name if _is_packaged_model(scenario) else whole["model"]
+    content["hardware"] = scenario.hardware.name if _is_packaged_node(scenario) else whole["hardware"]
+    for key in ("parallel", "policy", "workload", "slo"):
+        content[key] = whole[key]
+    content["slo"] = {metric: bounds for metric, bounds in whole["slo"].items() if bounds}
+    content["engine"] = engine
+    try:
+        packaged = find_calibration(accelerator=accelerator, engine=engine)
+    except InputError:
+        packaged = None
+    if packaged != scenario.calibration:
+        content["calibration"] = whole["calibration"]
+    content["seed"] = scenario.seed
+    return content
+
+
+def _chosen_policy(scenario: Scenario) -> dict[str, Any]:
+    """The policy without the values that the engine's defaults give anyway."""
+    default = resolve_policy(ServingPolicy(), model=scenario.model, accelerator=scenario.hardware.accelerator)
+    chosen = scenario.policy.model_dump(exclude_none=True)
+    return {key: value for key, value in chosen.items() if value != getattr(default, key)}
+
+
+def _is_packaged_model(scenario: Scenario) -> bool:
+    try:
+        return catalog.model(scenario.model.name) == scenario.model
+    except InputError:
+        return False
+
+
+def _is_packaged_node(scenario: Scenario) -> bool:
+    try:
+        return catalog.node(scenario.hardware.name) == scenario.hardware
+    except InputError:
+        return False
+
+
+def _is_relative_file(trace: str) -> bool:
+    path = Path(trace)
+    return not path.is_absolute() and catalog.trace_path(trace) == path

@@ -1,0 +1,64 @@
+"""The one input type: everything a run depends on, resolved, frozen and hashable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field
+
+from perfsim.spec.base import Spec
+from perfsim.spec.calibration import Calibration
+from perfsim.spec.hardware import Node
+from perfsim.spec.model import ModelArch
+from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
+from perfsim.spec.workload import Workload
+
+
+class Scenario(Spec):
+    """A resolved question: which model, on which node, run how, under which traffic, promised what.
+
+    Every name is already looked up: descriptors and calibration coefficients are inlined, so two scenarios with equal
+    `hash` give byte-identical results.
+    """
+
+    name: str = "scenario"
+    model: ModelArch
+    hardware: Node
+    parallel: ParallelPlan = ParallelPlan()
+    policy: ServingPolicy = ServingPolicy()
+    workload: Workload
+    slo: SLO = SLO()
+    calibration: Calibration
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The resolved scenario of a YAML file or of a packaged name; InputError when it is wrong."""
+        from perfsim.spec.load import load_scenario
+
+        return cls.model_validate(load_scenario(path))
+
+    def replace(self, **changes: Any) -> Scenario:
+        """This scenario with other values: `replace(seed=1, model="llama-2-7b-hf", **{"parallel.tp": 8})`.
+
+        Keys are those of a scenario file, dotted inside a section, and values are written as there; descriptors are
+        accepted where names are. What the engine chose by itself is chosen again. Raises InputError on a wrong key or
+        value, InfeasibleError when the new hardware has too few GPUs.
+        """
+        from perfsim.spec.save import replaced
+
+        return replaced(self, changes)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON of this scenario, without its name, the sources of facts and a trace's path."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        if content["workload"].get("content_hash"):
+            content["workload"].pop("trace")
+        content["hardware"].pop("sources")
+        content["hardware"]["accelerator"].pop("sources")
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()

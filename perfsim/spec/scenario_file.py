@@ -1,0 +1,52 @@
+"""A scenario as people write it: names instead of descriptors, defaults left out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from perfsim.spec.base import Spec
+from perfsim.spec.calibration import Calibration
+from perfsim.spec.hardware import Node
+from perfsim.spec.model import ModelArch
+from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
+from perfsim.spec.problems import INLINE, NAME
+from perfsim.spec.workload import Workload
+
+DEFAULT_ENGINE = "vllm"
+
+
+def _name_or_inline(value: Any) -> str:
+    return INLINE if isinstance(value, (dict, Spec)) else NAME
+
+
+ModelRef = Annotated[
+    Annotated[str, Tag(NAME)] | Annotated[ModelArch, Tag(INLINE)],
+    Discriminator(_name_or_inline),
+    Field(description="name (`perfsim list models`), Hugging Face id, path of a config.json, or a whole descriptor"),
+]
+HardwareRef = Annotated[
+    Annotated[str, Tag(NAME)] | Annotated[Node, Tag(INLINE)],
+    Discriminator(_name_or_inline),
+    Field(description="name of a node or accelerator (`perfsim list hardware`), or a whole descriptor"),
+]
+
+
+class ScenarioFile(Spec):
+    """The YAML form of a Scenario; `load_scenario` resolves it.
+
+    `model` and `hardware` are names or whole descriptors. `engine` names the profile of engine overheads.
+    `calibration` is normally looked up for the device and engine; it stands in the file only when it cannot be.
+    """
+
+    name: str = Field(default="scenario", min_length=1, max_length=200)
+    model: ModelRef
+    hardware: HardwareRef
+    parallel: ParallelPlan = ParallelPlan()
+    policy: ServingPolicy = ServingPolicy()
+    workload: Workload
+    slo: SLO = SLO()
+    engine: str = Field(default=DEFAULT_ENGINE, description="engine profile, from hardware/calibration")
+    calibration: Calibration | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)

@@ -1,0 +1,325 @@
+"""Model descriptors and their closed-form counts against published numbers, and what a broken config is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfsim.errors import InfeasibleError, InputError
+from perfsim.ops.params import (
+    active_params,
+    check_tensor_parallel,
+    kv_bytes_per_token,
+    kv_bytes_per_token_per_gpu,
+    mtp_params,
+    total_params,
+    weight_bytes,
+    weight_bytes_per_gpu,
+)
+from perfsim.spec import catalog
+from perfsim.spec.hf_config import Config
+from perfsim.spec.huggingface import FAMILIES, load_model, model_from_config
+from perfsim.spec.model import ModelArch
+
+MODELS = catalog.list_models()
+FOLDER = Path(__file__).resolve().parents[1] / "workloads" / "models"
+
+# Parameters of the published checkpoints, as the Hugging Face model page or `model.num_parameters()` reports them.
+# All recalled, except where a paper or model card is named; each is reproduced to the last parameter.
+EXACT = {
+    "llama-2-7b-hf": 6_738_415_616,
+    "llama-2-70b-hf": 68_976_648_192,
+    "llama-3.1-8b-instruct": 8_030_261_248,
+    "llama-3.1-70b-instruct": 70_553_706_496,
+    "meta-llama--Meta-Llama-3.1-405B": 405_853_388_800,
+    "codellama-34b-instruct-hf": 33_743_970_304,
+    "mistral-nemo-instruct-2407": 12_247_782_400,
+    "mixtral-8x7b-v0.1": 46_702_792_704,
+    "mistralai--Mixtral-8x22B-v0.1": 140_620_634_112,
+    "qwen2.5-7b-instruct": 7_615_616_512,
+    "Qwen--Qwen3-0.6B": 596_049_920,
+    "Qwen--Qwen3-8B": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "Qwen--Qwen3-32B": 32_762_123_264,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "Qwen--Qwen3-235B-A22B": 235_093_634_560,
+    "deepseek-v2-lite": 15_706_484_224,
+    "yi-34b": 34_388_917_248,
+    "openai--gpt-oss-20b": 20_914_757_184,  # 20.91B, gpt-oss model card, arXiv:2508.10925, table 1
+    "openai--gpt-oss-120b": 116_829_156_672,  # 116.83B, same table
+}
+
+# name: (total, active, whether the published active count includes the input embedding)
+PUBLISHED = {
+    "deepseek-ai--DeepSeek-V3": (671e9, 37e9, True),  # technical report, arXiv:2412.19437, abstract
+    "deepseek-v2-lite": (15.7e9, 2.4e9, False),  # arXiv:2405.04434, appendix B
+    "mixtral-8x7b-v0.1": (46.7e9, 12.9e9, True),  # arXiv:2401.04088 rounds to 47B and 13B; model page, recalled
+    "mistralai--Mixtral-8x22B-v0.1": (141e9, 39e9, True),  # model announcement, recalled
+    "Qwen--Qwen3-30B-A3B": (30.5e9, 3.3e9, True),  # model card, recalled
+    "Qwen--Qwen3-235B-A22B": (235e9, 22e9, True),  # model card, recalled
+    "Qwen--Qwen3-Coder-480B-A35B-Instruct": (480e9, 35e9, True),  # model card, recalled
+    "moonshotai--Kimi-K2-Instruct": (1.04e12, 32e9, False),  # arXiv:2507.20534, recalled; see the test on its total
+    "openai--gpt-oss-20b": (20.91e9, 3.61e9, False),  # model card, arXiv:2508.10925, table 1
+    "openai--gpt-oss-120b": (116.83e9, 5.13e9, False),  # same table
+    "microsoft--Phi-mini-MoE-instruct": (7.6e9, 2.4e9, True),  # model card, recalled
+}
+
+KV_BYTES = {
+    "llama-2-7b-hf": 2 * 32 * 32 * 128 * 2,
+    "llama-3.1-8b-instruct": 131072,
+    "llama-3.1-70b-instruct": 2 * 80 * 8 * 128 * 2,
+    "qwen2.5-7b-instruct": 2 * 28 * 4 * 128 * 2,
+    "deepseek-ai--DeepSeek-V3": 70272,
+    "deepseek-v2-lite": (512 + 64) * 2 * 27,
+    "openai--gpt-oss-20b": 2 * 12 * 8 * 64 * 2,
+    "openai--gpt-oss-120b": 2 * 18 * 8 * 64 * 2,
+    "microsoft--Phi-mini-MoE-instruct": 0,
+}
+
+
+def _raw(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return content
+
+
+def _model(content: dict[str, Any]) -> ModelArch:
+    return model_from_config(Config(content, where="config.json"), name="changed")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_config_loads(name: str) -> None:
+    model = catalog.model(name)
+    assert model.num_hidden_layers == _raw(name)["num_hidden_layers"]
+    assert model.hf_id is not None
+    assert 0 < active_params(model) <= total_params(model)
+
+
+@pytest.mark.parametrize(("name", "total"), EXACT.items())
+def test_exact_totals(name: str, total: int) -> None:
+    assert total_params(catalog.model(name)) == total
+
+
+@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+def test_published_totals_and_active(name: str, published: tuple[float, float, bool]) -> None:
+    model = catalog.model(name)
+    total, active, with_embedding = published
+    lookup = model.vocab_size * model.hidden_size if with_embedding else 0
+    assert total_params(model) == pytest.approx(total, rel=0.015 if "Kimi" in name else 0.01)
+    assert active_params(model) + lookup == pytest.approx(active, rel=0.03)
+
+
+def test_dense_models_use_all_parameters() -> None:
+    for name in ("llama-2-7b-hf", "Qwen--Qwen3-0.6B", "XiaomiMiMo--MiMo-7B-Base"):
+        assert active_params(catalog.model(name)) == total_params(catalog.model(name))
+
+
+def test_prediction_layers_are_counted_apart() -> None:
+    # DeepSeek-V3's README_WEIGHTS: 11.5B unique parameters in the prediction module, recalled.
+    assert mtp_params(catalog.model("deepseek-ai--DeepSeek-V3")) == pytest.approx(11.5e9, rel=0.02)
+    # The MiMo-7B checkpoint holds 7.83B parameters (model page, recalled).
+    mimo = catalog.model("XiaomiMiMo--MiMo-7B-Base")
+    assert total_params(mimo) + mtp_params(mimo) == pytest.approx(7.83e9, rel=0.002)
+    assert mtp_params(catalog.model("llama-2-7b-hf")) == 0
+
+
+@pytest.mark.parametrize(("name", "expected"), KV_BYTES.items())
+def test_kv_bytes_per_token(name: str, expected: int) -> None:
+    assert kv_bytes_per_token(catalog.model(name)) == expected
+
+
+def test_weight_bytes_follow_the_storage_format() -> None:
+    assert weight_bytes(catalog.model("llama-2-7b-hf")) == 2 * 6_738_415_616
+    # gpt-oss checkpoint sizes: 12.8 GiB and 60.8 GiB, model card, arXiv:2508.10925, table 1.
+    assert weight_bytes(catalog.model("openai--gpt-oss-20b")) == pytest.approx(12.8 * 2**30, rel=0.01)
+    assert weight_bytes(catalog.model("openai--gpt-oss-120b")) == pytest.approx(60.8 * 2**30, rel=0.01)
+    full, fp8 = (weight_bytes(catalog.model(f"Qwen--Qwen3-32B{suffix}")) for suffix in ("", "-FP8"))
+    assert 0.5 < fp8 / full < 0.55
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_shards_cover_the_model(name: str, tp: int) -> None:
+    model = catalog.model(name)
+    try:
+        check_tensor_parallel(model, tp=tp)
+    except InfeasibleError:
+        with pytest.raises(InfeasibleError, match="not divisible"):
+            weight_bytes_per_gpu(model, tp=tp)
+        return
+    whole, shard = weight_bytes(model), weight_bytes_per_gpu(model, tp=tp)
+    assert whole <= tp * shard * (1 + 1e-12)
+    assert shard <= whole
+    assert kv_bytes_per_token(model) <= tp * kv_bytes_per_token_per_gpu(model, tp=tp)
+
+
+def test_a_divisible_dense_model_copies_only_its_norms() -> None:
+    model = catalog.model("llama-3.1-8b-instruct")
+    for tp in (2, 4, 8):
+        norms = (2 * 32 + 1) * 4096 * 2
+        assert tp * weight_bytes_per_gpu(model, tp=tp) == weight_bytes(model) + (tp - 1) * norms
+        assert kv_bytes_per_token_per_gpu(model, tp=tp) == kv_bytes_per_token(model) // tp
+
+
+def test_fewer_kv_heads_than_gpus_are_copied() -> None:
+    model = catalog.model("qwen2.5-7b-instruct")  # 4 K/V heads, 28 heads
+    head = 2 * 28 * 128 * 2
+    assert [kv_bytes_per_token_per_gpu(model, tp=tp) for tp in (1, 2, 4)] == [4 * head, 2 * head, head]
+    wide = catalog.model("Qwen--Qwen3-30B-A3B")  # 4 K/V heads, 32 heads
+    assert kv_bytes_per_token_per_gpu(wide, tp=8) == kv_bytes_per_token_per_gpu(wide, tp=4)
+    latent = catalog.model("deepseek-ai--DeepSeek-V3")
+    assert kv_bytes_per_token_per_gpu(latent, tp=8) == kv_bytes_per_token(latent)
+
+
+def test_indivisible_heads_are_infeasible() -> None:
+    with pytest.raises(InfeasibleError, match=r"num_attention_heads \(28\)") as caught:
+        weight_bytes_per_gpu(catalog.model("qwen2.5-7b-instruct"), tp=8)
+    assert caught.value.binding == "tensor_parallel_size"
+
+
+def test_defaults_of_missing_keys() -> None:
+    raw = _raw("llama-2-7b-hf")
+    for key in ("num_key_value_heads", "torch_dtype", "tie_word_embeddings", "rope_scaling"):
+        raw.pop(key)
+    model = _model(raw)
+    attention = model.layers[0].attention
+    assert attention.kind == "gqa"
+    assert (attention.num_key_value_heads, attention.head_dim, model.dtype) == (32, 128, "bf16")
+    assert _model({**raw, "dtype": "float16"}).dtype == "fp16"
+    assert _model({**raw, "num_key_value_heads": None, "head_dim": None}).layers == model.layers
+
+
+def test_windows() -> None:
+    qwen = _raw("qwen2.5-7b-instruct") | {"sliding_window": 4096}
+    assert [group.attention.window for group in _model(qwen).layers] == [None]
+    sliding = _model(qwen | {"use_sliding_window": True, "max_window_layers": 21})
+    assert [(group.count, group.attention.window) for group in sliding.layers] == [(21, None), (7, 4096)]
+    mistral = _raw("mistral-nemo-instruct-2407")
+    assert _model(mistral | {"sliding_window": 4096}).layers[0].attention.window == 4096
+    assert _model(mistral | {"sliding_window": mistral["max_position_embeddings"]}).layers[0].attention.window is None
+    oss = catalog.model("openai--gpt-oss-20b")
+    assert sorted((group.attention.window or 0, group.count) for group in oss.layers) == [(0, 12), (128, 12)]
+
+
+def test_which_layers_are_dense() -> None:
+    deepseek = _raw("deepseek-ai--DeepSeek-V3")
+    kinds = [(group.count, group.mlp.kind) for group in _model(deepseek).layers]
+    assert kinds == [(3, "dense"), (58, "moe")]
+    every_other = [(group.count, group.mlp.kind) for group in _model(deepseek | {"moe_layer_freq": 2}).layers]
+    assert every_other == [(32, "dense"), (29, "moe")]
+    qwen = _raw("Qwen--Qwen3-30B-A3B")
+    mixed = _model(qwen | {"decoder_sparse_step": 2, "mlp_only_layers": [1]})
+    assert [(group.count, group.mlp.kind) for group in mixed.layers] == [(25, "dense"), (23, "moe")]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "linear", "expert"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block", "fp8_block"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8", "fp8"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4", "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8", "int8"),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}, "bf16", "mxfp4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*self_attn*"]}, "bf16", "nvfp4"),
+        ({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.self_attn"]}, "fp8", "fp8"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
+                "ignore": ["lm_head"],
+            },
+            "fp8",
+            "fp8",
+        ),
+    ],
+)
+def test_quantization(quantization: dict[str, Any], linear: str, expert: str) -> None:
+    model = _model(_raw("mixtral-8x7b-v0.1") | {"quantization_config": quantization})
+    assert (model.linear_dtype, model.expert_dtype, model.dtype) == (linear, expert, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama-2-7b-hf", {"hidden_size": None}, "missing key 'hidden_size'"),
+        ("llama-2-7b-hf", {"hidden_size": -1}, "hidden_size: expected a whole number from 1 to 2147483647, got -1"),
+        ("llama-2-7b-hf", {"hidden_size": "4096"}, "hidden_size: expected a whole number, got '4096'"),
+        ("llama-2-7b-hf", {"hidden_size": True}, "hidden_size: expected a whole number, got True"),
+        ("llama-2-7b-hf", {"num_hidden_layers": 10**12}, "num_hidden_layers: expected a whole number from 1 to 4096"),
+        ("llama-2-7b-hf", {"num_key_value_heads": 5}, "num_key_value_heads: expected a divisor"),
+        ("llama-2-7b-hf", {"num_attention_heads": 33, "num_key_value_heads": 33}, "expected a divisor of hidden_size"),
+        ("llama-2-7b-hf", {"torch_dtype": "bfloat61"}, "did you mean 'bfloat16'?"),
+        ("llama-2-7b-hf", {"architectures": ["LlamaForCausalML"]}, "did you mean 'LlamaForCausalLM'?; supported: Llama"),
+        ("llama-2-7b-hf", {"architectures": None}, "missing key 'architectures'"),
+        ("llama-2-7b-hf", {"architectures": "Llama"}, "architectures: expected a list of str"),
+        ("llama-2-7b-hf", {"tie_word_embeddings": "no"}, "tie_word_embeddings: expected true or false"),
+        ("llama-2-7b-hf", {"quantization_config": []}, "quantization_config: expected an object"),
+        ("llama-2-7b-hf", {"quantization_config": {"quant_method": "gguf"}}, "quant_method: unsupported 'gguf'"),
+        ("llama-2-7b-hf", {"quantization_config": {"quant_method": "awq", "bits": 3}}, "unsupported awq width 3"),
+        ("mixtral-8x7b-v0.1", {"num_experts_per_tok": 9}, "num_experts_per_tok: expected at most"),
+        ("openai--gpt-oss-20b", {"layer_types": ["full_attention"]}, "layer_types: expected 24 entries"),
+        ("openai--gpt-oss-20b", {"layer_types": ["linear"] * 24}, "layer_types: unsupported 'linear'"),
+        ("deepseek-ai--DeepSeek-V3", {"attention_bias": True}, "attention_bias: unsupported true"),
+        ("deepseek-ai--DeepSeek-V3", {"kv_lora_rank": 0}, "kv_lora_rank: expected a whole number from 1"),
+    ],
+)
+def test_bad_configs_name_file_and_key(name: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        _model(_raw(name) | change)
+    text = str(caught.value)
+    assert text.startswith("config.json: ")
+    assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"hidden_size": 4096, "vocab', "not valid JSON"),
+        (b"\x93NUMPY\x00\x01\xff", "not UTF-8"),
+        (b'{"hidden_size": NaN}', "expected finite numbers, got NaN"),
+        (b'{"hidden_size": -Infinity}', "expected finite numbers, got -Infinity"),
+        (b'{"architectures": ["LlamaForCausalLM"], "hidden_size": 1e999}', "expected a whole number"),
+        (b'{"hidden_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[1]", "expected a JSON object"),
+        (b"", "not valid JSON"),
+        (b"[" * 200_000, "not valid JSON|nested too deeply"),
+    ],
+)
+def test_broken_files(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        load_model(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_family_has_its_architecture_in_the_error() -> None:
+    with pytest.raises(InputError) as caught:
+        _model({"architectures": ["NemotronHForCausalLM"]})
+    assert all(architecture in str(caught.value) for architecture in FAMILIES)
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(allow_nan=False), st.text(max_size=8),
+    st.lists(st.integers(-1, 64), max_size=3), st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+)  # fmt: skip
+VICTIMS = ["llama-2-7b-hf", "openai--gpt-oss-20b", "deepseek-ai--DeepSeek-V3", "Qwen--Qwen3-30B-A3B-FP8"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(VICTIMS), st.data())
+def test_any_junk_value_is_read_or_refused_in_one_line(name: str, data: st.DataObject) -> None:
+    raw = _raw(name)
+    key = data.draw(st.sampled_from(sorted(raw)))
+    try:
+        model = _model(raw | {key: data.draw(JUNK)})
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert total_params(model) > 0
