@@ -83,7 +83,7 @@ def test_unknown_names_get_the_nearest(call: object, name: str, expected: str) -
 
 
 def test_nothing_near_lists_what_is_known() -> None:
-    with pytest.raises(InputError, match="known: .* in all"):
+    with pytest.raises(InputError, match=r"known: .* in all"):
         catalog.model("#" * 3000)
 
 

@@ -110,9 +110,11 @@ def test_seeds_matter(run: Run) -> None:
 
 def test_csv_is_one_metric_per_line(run: Run) -> None:
     rows = list(csv.DictReader(io.StringIO(run("simulate", *SMALL, "--format", "csv"))))
-    values = {row["metric"]: row["value"] for row in rows}
-    assert float(values["ttft.p95"]) > 0
-    assert float(values["simulation.requests"]) == 50
+    values = {(row["metric"], row["stat"]): (row["value"], row["unit"]) for row in rows}
+    assert float(values["ttft", "p95"][0]) > 0
+    assert values["ttft", "p95"][1] == "s"
+    assert float(values["simulation.requests", ""][0]) == 50
+    assert float(values["simulation.wall_s", ""][0]) > 0
 
 
 def test_the_table_says_what_matters(run: Run) -> None:

@@ -30,7 +30,7 @@ DATASHEETS = {
 
 
 def test_the_list() -> None:
-    assert ACCELERATORS == sorted(DATASHEETS)
+    assert set(ACCELERATORS) == set(DATASHEETS)
     assert len(NODES) == 8
 
 
@@ -102,17 +102,17 @@ def test_nodes_are_plausible(name: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("sm_count: {value: 132", "sm_count: {value: -1", "sm_count: input should be greater than 0, got -1"),
+        ("sm_count: {value: 132", "sm_count: {value: -1", "sm_count: expected a number greater than 0, got -1"),
         ("3350 GB/s", "3350 GB", "memory.read_bandwidth: 'GB' is not a unit of bytes/s"),
-        ("tdp: ", "tpd: ", "missing key 'tdp'"),
+        ("tdp: ", "tpd: ", "unknown key 'tpd'; did you mean 'tdp'?"),
         ("vendor: NVIDIA", "vendor: NVIDIA\nl3_bytes: 1", "unknown key 'l3_bytes'; did you mean 'l2_bytes'?"),
         ("source: tpu_c3900}", "sauce: x}", "unknown key 'release_year.sauce'; did you mean 'source'?"),
-        ("{value: 132, source: tpu_c3900}", "{value: 132}", "sm_count: missing key 'source'"),
+        ("{value: 132, source: tpu_c3900}", "{value: 132}", "sm_count: the key 'source' is missing"),
         ("  bf16:", "  bf17:", "peak_flops.bf17"),
         ("kind: hbm", "kind: core", "memory.kind"),
         ("refs:", "refs: 5\nrefz:", "refs: expected a mapping"),
         ("1830 MHz", "1830 MHz MHz", "boost_clock"),
-        ("name: h100-80gb-sxm", "name: [1]", "name: input should be a valid string"),
+        ("name: h100-80gb-sxm", "name: [1]", "name: expected text, got a list"),
     ],
 )
 def test_bad_descriptors_name_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -244,16 +244,18 @@ def test_a_problem_in_the_file_names_the_file(tmp_path: Path) -> None:
     file.write_text("model: x\n")
     with pytest.raises(InputError, match=r"s\.yaml: the key 'hardware' is missing \(and 1 more\)"):
         load_scenario(file)
-    with pytest.raises(InputError, match="unknown scenario 'mooncake-dem'.*did you mean 'mooncake-demo'"):
+    with pytest.raises(InputError, match=r"unknown scenario 'mooncake-dem'.*did you mean 'mooncake-demo'"):
         load_scenario("mooncake-dem")
 
 
 def test_a_problem_below_a_union_is_placed_without_pydantics_tags(tmp_path: Path) -> None:
     workload = {"kind": "trace", "trace": "x", "arrivals": {"kind": "gamma", "rate": -1, "cv": 1}}
-    with pytest.raises(InputError, match=r"s\.yaml: workload\.arrivals\.rate: expected a number greater than 0, got -1"):
-        load_scenario(write(tmp_path / "s.yaml", workload=workload))
+    file = write(tmp_path / "s.yaml", workload=workload)
+    with pytest.raises(InputError, match=r"s\.yaml: workload\.arrivals\.rate: expected a number greater than 0, got"):
+        load_scenario(file)
+    attention = {"kind": "gqa", "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1, "window": "x"}
+    layers = [{"count": 1, "attention": attention, "mlp": {"kind": "dense", "intermediate_size": 1}}]
+    model = {"name": "m", "architecture": "a", "hidden_size": 1, "vocab_size": 1, "layers": layers}
+    file = write(tmp_path / "s.yaml", model={**model, "max_position_embeddings": 1})
     with pytest.raises(InputError, match=r"s\.yaml: model\.layers\.0\.attention\.window: expected an integer"):
-        attention = {"kind": "gqa", "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1, "window": "x"}
-        layers = [{"count": 1, "attention": attention, "mlp": {"kind": "dense", "intermediate_size": 1}}]
-        model = {"name": "m", "architecture": "a", "hidden_size": 1, "vocab_size": 1, "layers": layers}
-        load_scenario(write(tmp_path / "s.yaml", model={**model, "max_position_embeddings": 1}))
+        load_scenario(file)

@@ -29,8 +29,8 @@ from perfsim.spec.model import ModelArch
 MODELS = catalog.list_models()
 FOLDER = Path(__file__).resolve().parents[1] / "workloads" / "models"
 
-# Parameters of the published checkpoints, as the Hugging Face model page or `model.num_parameters()` reports them.
-# All recalled, except where a paper or model card is named; each is reproduced to the last parameter.
+# Parameters of the published checkpoints, as Hugging Face model pages or `model.num_parameters()` report them. All are
+# recalled, some only recognised once the formula had produced them: a guard against change more than evidence.
 EXACT = {
     "llama-2-7b-hf": 6_738_415_616,
     "llama-2-70b-hf": 68_976_648_192,
@@ -54,19 +54,20 @@ EXACT = {
     "openai--gpt-oss-120b": 116_829_156_672,  # 116.83B, same table
 }
 
-# name: (total, active, whether the published active count includes the input embedding)
+# name: (total, active, whether the published active count includes the input embedding). The figures and where they
+# stand are recalled; whether the embedding is included is known for gpt-oss only and inferred for the others.
 PUBLISHED = {
     "deepseek-ai--DeepSeek-V3": (671e9, 37e9, True),  # technical report, arXiv:2412.19437, abstract
     "deepseek-v2-lite": (15.7e9, 2.4e9, False),  # arXiv:2405.04434, appendix B
-    "mixtral-8x7b-v0.1": (46.7e9, 12.9e9, True),  # arXiv:2401.04088 rounds to 47B and 13B; model page, recalled
-    "mistralai--Mixtral-8x22B-v0.1": (141e9, 39e9, True),  # model announcement, recalled
-    "Qwen--Qwen3-30B-A3B": (30.5e9, 3.3e9, True),  # model card, recalled
-    "Qwen--Qwen3-235B-A22B": (235e9, 22e9, True),  # model card, recalled
-    "Qwen--Qwen3-Coder-480B-A35B-Instruct": (480e9, 35e9, True),  # model card, recalled
-    "moonshotai--Kimi-K2-Instruct": (1.04e12, 32e9, False),  # arXiv:2507.20534, recalled; see the test on its total
+    "mixtral-8x7b-v0.1": (46.7e9, 12.9e9, True),  # arXiv:2401.04088 rounds to 47B and 13B; model page
+    "mistralai--Mixtral-8x22B-v0.1": (141e9, 39e9, True),  # model announcement
+    "Qwen--Qwen3-30B-A3B": (30.5e9, 3.3e9, True),  # model card
+    "Qwen--Qwen3-235B-A22B": (235e9, 22e9, True),  # model card
+    "Qwen--Qwen3-Coder-480B-A35B-Instruct": (480e9, 35e9, True),  # model card
+    "moonshotai--Kimi-K2-Instruct": (1.03e12, 32.6e9, True),  # model page and arXiv:2507.20534
     "openai--gpt-oss-20b": (20.91e9, 3.61e9, False),  # model card, arXiv:2508.10925, table 1
     "openai--gpt-oss-120b": (116.83e9, 5.13e9, False),  # same table
-    "microsoft--Phi-mini-MoE-instruct": (7.6e9, 2.4e9, True),  # model card, recalled
+    "microsoft--Phi-mini-MoE-instruct": (7.6e9, 2.4e9, True),  # model card
 }
 
 KV_BYTES = {
@@ -109,7 +110,7 @@ def test_published_totals_and_active(name: str, published: tuple[float, float, b
     model = catalog.model(name)
     total, active, with_embedding = published
     lookup = model.vocab_size * model.hidden_size if with_embedding else 0
-    assert total_params(model) == pytest.approx(total, rel=0.015 if "Kimi" in name else 0.01)
+    assert total_params(model) == pytest.approx(total, rel=0.01)
     assert active_params(model) + lookup == pytest.approx(active, rel=0.03)
 
 
@@ -134,7 +135,7 @@ def test_kv_bytes_per_token(name: str, expected: int) -> None:
 
 def test_weight_bytes_follow_the_storage_format() -> None:
     assert weight_bytes(catalog.model("llama-2-7b-hf")) == 2 * 6_738_415_616
-    # gpt-oss checkpoint sizes: 12.8 GiB and 60.8 GiB, model card, arXiv:2508.10925, table 1.
+    # gpt-oss checkpoint sizes: 12.8 GiB and 60.8 GiB, model card, arXiv:2508.10925, table 1, recalled.
     assert weight_bytes(catalog.model("openai--gpt-oss-20b")) == pytest.approx(12.8 * 2**30, rel=0.01)
     assert weight_bytes(catalog.model("openai--gpt-oss-120b")) == pytest.approx(60.8 * 2**30, rel=0.01)
     full, fp8 = (weight_bytes(catalog.model(f"Qwen--Qwen3-32B{suffix}")) for suffix in ("", "-FP8"))
@@ -251,9 +252,9 @@ def test_quantization(quantization: dict[str, Any], linear: str, expert: str) ->
         ("llama-2-7b-hf", {"hidden_size": True}, "hidden_size: expected a whole number, got True"),
         ("llama-2-7b-hf", {"num_hidden_layers": 10**12}, "num_hidden_layers: expected a whole number from 1 to 4096"),
         ("llama-2-7b-hf", {"num_key_value_heads": 5}, "num_key_value_heads: expected a divisor"),
-        ("llama-2-7b-hf", {"num_attention_heads": 33, "num_key_value_heads": 33}, "expected a divisor of hidden_size"),
+        ("llama-2-7b-hf", {"num_attention_heads": 33, "num_key_value_heads": 33}, "expected a divisor of 4096"),
         ("llama-2-7b-hf", {"torch_dtype": "bfloat61"}, "did you mean 'bfloat16'?"),
-        ("llama-2-7b-hf", {"architectures": ["LlamaForCausalML"]}, "did you mean 'LlamaForCausalLM'?; supported: Llama"),
+        ("llama-2-7b-hf", {"architectures": ["LlamaForCausalML"]}, "'LlamaForCausalML'; supported: Llama"),
         ("llama-2-7b-hf", {"architectures": None}, "missing key 'architectures'"),
         ("llama-2-7b-hf", {"architectures": "Llama"}, "architectures: expected a list of str"),
         ("llama-2-7b-hf", {"tie_word_embeddings": "no"}, "tie_word_embeddings: expected true or false"),
@@ -318,8 +319,7 @@ def test_any_junk_value_is_read_or_refused_in_one_line(name: str, data: st.DataO
     raw = _raw(name)
     key = data.draw(st.sampled_from(sorted(raw)))
     try:
-        model = _model(raw | {key: data.draw(JUNK)})
+        assert total_params(_model(raw | {key: data.draw(JUNK)})) > 0
     except InputError as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert total_params(model) > 0
+        if len(str(error).splitlines()) != 1:
+            pytest.fail(str(error))

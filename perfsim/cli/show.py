@@ -147,7 +147,8 @@ def _readable(field: str, value: Any) -> str:
     parts = field.split(".")
     unit = next((unit for name, unit in _UNITS if any(part.endswith(name) for part in parts[-2:])), "")
     if unit == "bytes":
-        size, name = next(((size, name) for size, name in _BINARY if value % size == 0 and 0 < value < 10_000 * size), (0, ""))
+        fits = [(size, name) for size, name in _BINARY if value % size == 0 and 0 < value < 10_000 * size]
+        size, name = fits[0] if fits else (0, "")
         return f"{value / size:,.0f} {name}" if size else human(value, unit)
     if unit == "FLOP/s":
         return f"{significant(value / 1e12, 4)} TFLOP/s"

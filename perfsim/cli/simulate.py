@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perfsim.cli.common import Format, FormatOption, ScenarioFlags, console, print_csv, print_json, takes_scenario
+from perfsim.cli.common import Format, FormatOption, ScenarioFlags, console, print_json, takes_scenario
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
@@ -38,9 +38,13 @@ def simulate(
     from perfsim.cli.run_folder import RunFolder
 
     resolved = flags.resolve()
-    from perfsim.run import simulate as run_simulate  # NumPy and all: not before the input is known to be good
-
     folder = RunFolder(directory) if directory is not None else None
+    from perfsim.run import simulate as run_simulate  # heavy: not before the input is known to be good
+
+    if folder is not None or resolved.workload.kind == "trace":
+        import pyarrow.csv
+        import pyarrow.parquet  # noqa: F401  # imported here, so that the simulation's wall time does not include it
+
     with progress_bar(resolved) as progress:
         began = perf_counter()
         result = run_simulate(resolved, progress=progress, stepwise=stepwise,
@@ -61,10 +65,11 @@ def print_result(result: Result, *, output: Format, wall_s: float | None = None)
             content["simulation"]["wall_s"] = wall_s
         print_json(content)
     elif output is Format.csv:
-        numbers = result.numbers()
+        from perfsim.report.tables import to_csv
+
+        typer.echo(to_csv(result), nl=False)
         if wall_s is not None:
-            numbers["simulation.wall_s"] = wall_s
-        print_csv([{"metric": path, "value": value} for path, value in numbers.items()], columns=["metric", "value"])
+            typer.echo(f"simulation.wall_s,,{wall_s},s")
     else:
         from perfsim.report.tables import summary_table
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from perfsim.cost.collective import collective_estimate
 from perfsim.cost.estimate import Estimate, overlap
 from perfsim.cost.roofline import op_estimate
@@ -20,24 +22,30 @@ def step_estimate(
 
     Async scheduling hides the scheduler behind the GPU (the longer of the two counts); otherwise they add up.
     """
-    gpu = gpu_estimate(step, model=model, node=node, tp=tp, calibration=calibration)
-    engine = calibration.engine
-    schedule = _host(
-        engine.schedule_host + engine.sequence_host * step.logits + engine.token_host * step.tokens, "scheduler"
-    )
+    gpu = Estimate(0.0 * step.tokens)
+    for part in gpu_parts(step, model=model, node=node, tp=tp, calibration=calibration):
+        gpu += part
+    schedule, exposed = host_parts(step, calibration)
     hidden = overlap(gpu, schedule) if async_scheduling else gpu + schedule
-    return hidden + _host(engine.step_host + 0.0 * step.tokens, "host")
+    return hidden + exposed
 
 
-def gpu_estimate(step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration) -> Estimate:
-    """The GPU's share of a step: all kernels and collectives one after the other."""
-    total = Estimate(0.0 * step.tokens)
+def gpu_parts(
+    step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration
+) -> Iterator[Estimate]:
+    """Every operator and collective of a step on one GPU, in order; they run one after the other."""
     for work in lower(model, step, tp=tp, expert_popularity=calibration.engine.expert_popularity):
         if isinstance(work, Op):
-            total += op_estimate(work, node.accelerator, calibration.device, calibration.power)
+            yield op_estimate(work, node.accelerator, calibration.device, calibration.power)
         else:
-            total += collective_estimate(work, node.scale_up, calibration.device)
-    return total
+            yield collective_estimate(work, node.scale_up, calibration.device)
+
+
+def host_parts(step: StepShape, calibration: Calibration) -> tuple[Estimate, Estimate]:
+    """(scheduler time, which may hide behind the GPU; time the GPU waits for in every step)."""
+    engine = calibration.engine
+    schedule = engine.schedule_host + engine.sequence_host * step.logits + engine.token_host * step.tokens
+    return _host(schedule, "scheduler"), _host(engine.step_host + 0.0 * step.tokens, "host")
 
 
 def _host(seconds: Num, name: str) -> Estimate:

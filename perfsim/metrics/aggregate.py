@@ -30,7 +30,7 @@ CURVE_PROBABILITIES: tuple[float, ...] = (*(i / 200 for i in range(199)), 0.992,
 
 @dataclass(frozen=True, slots=True)
 class LittlesLaw:
-    """The mean number of requests in the engine, measured twice: by the segments over time, by the requests as rate x time.
+    """Mean number of requests in the engine, measured twice: by segments over time, by requests as rate x time.
 
     `request_seconds` is the sum of (finish - queued), which `from_requests` divides by the span from first arrival to
     last finish. A segment counts requests once, at its start: one that arrives or ends during a step is off by a part

@@ -142,4 +142,3 @@ class Distribution:
         # Weights pass through float64 inside bincount: exact below 2**53 tokens per chunk.
         bins += np.bincount(bin_index(values), weights=weights, minlength=_BINS).astype(np.int64)
         self._sum += float((values * weights).sum())
-

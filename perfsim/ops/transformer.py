@@ -78,12 +78,12 @@ def distinct_experts(tokens: Num, num_experts: int, per_token: int, popularity: 
     shares = ranks**-popularity
     chance = np.minimum(1.0, per_token * shares / shares.sum())
     stay_away = np.log1p(-np.minimum(chance, 1.0 - 1e-12))
-    count = np.atleast_1d(np.asarray(tokens, dtype=np.float64))
+    count, place = np.unique(np.asarray(tokens, dtype=np.float64), return_inverse=True)
     distinct = np.empty(count.shape)
     for start in range(0, count.size, 4096):  # bounds the (tokens x experts) table to a few MB
         part = slice(start, start + 4096)
         distinct[part] = -np.expm1(np.outer(count[part], stay_away)).sum(axis=1)
-    return float(distinct[0]) if np.ndim(tokens) == 0 else distinct
+    return float(distinct[0]) if np.ndim(tokens) == 0 else distinct[place]
 
 
 def _attention(model: ModelArch, group: LayerGroup, step: StepShape, index: int, tp: int) -> Iterator[Op]:

@@ -40,16 +40,15 @@ def latency_cdf(result: Result, name: str) -> str:
     parts.append(svg.text((left + right) / 2, height - 6, f"{definition.label}{title}", class_="axis", anchor="middle"))
     for index, verdict in enumerate(bounds):
         parts.append(_bound(x, verdict, top, bottom, 12.0 + 15.0 * index))
-    seen = [(x(max(value, x.low)), y(share)) for value, share in zip(curve, probability, strict=True) if value <= x.high]
-    parts.append(svg.polyline(seen, _LATENCY_COLOURS.get(name, COLOURS[0])))
+    colour = _LATENCY_COLOURS[name]
+    at = [x(max(value, x.low)) for value in curve]
+    parts.append(svg.polyline(zip(at, map(y, probability), strict=True), colour))
     for share in (0.5, 0.95, 0.99):
-        at = probability.index(share) if share in probability else None
-        if at is not None and curve[at] <= x.high:
-            parts.append(svg.tag("circle", cx=x(max(curve[at], x.low)), cy=y(share), r=3.2, class_="dot",
-                                 fill=_LATENCY_COLOURS.get(name, COLOURS[0])))  # fmt: skip
+        where = at[probability.index(share)]
+        parts.append(svg.tag("circle", cx=where, cy=y(share), r=3.2, class_="dot", fill=colour))
     plot = {
         "left": left, "right": right, "top": top, "bottom": bottom,
-        "px": [float(svg.px(x(min(max(value, x.low), x.high)))) for value in curve],
+        "px": [float(svg.px(value)) for value in at],
         "p": probability, "rows": [{"name": definition.label, "unit": "s", "y": curve}],
     }  # fmt: skip
     return _interactive(width, height, parts, plot, f"Cumulative distribution of {definition.label}")
@@ -93,7 +92,7 @@ def over_time(result: Result) -> str:
         ("timeline.output_tokens_per_s", line["output_tokens_per_s"]),
     ]
     width, left, right, tall, gap, top = 1160, 64, 1144, 92, 34, 22
-    height = top + len(strips) * (tall + gap) + 26
+    height = top + len(strips) * (tall + gap) + 12
     size, unit = axis_unit("s", line["duration_s"])
     x = svg.Scale(0.0, line["duration_s"] / size, left, right)
     ticks = svg.linear_ticks(0.0, x.high, 12)
@@ -104,10 +103,10 @@ def over_time(result: Result) -> str:
         labels = [f"{tick:g}" for tick in ticks] if index == len(strips) - 1 else [""] * len(ticks)
         parts.append(_strip(key, values, x, ticks, labels, edges, above, above + tall, COLOURS[index]))
         rows.append({"name": definition.label, "unit": definition.unit, "y": [float(f"{v:.4g}") for v in values]})
-    parts.append(svg.text((left + right) / 2, height - 6, f"Time since the first step ({unit})", class_="axis",
+    parts.append(svg.text((left + right) / 2, height - 6, f"Time since the first step ({unit}), averages over {human(line['bin_s'], 's')}", class_="axis",
                           anchor="middle"))  # fmt: skip
     plot = {
-        "left": left, "right": right, "top": top, "bottom": height - 26 - gap, "px0": edges[0],
+        "left": left, "right": right, "top": top, "bottom": height - 12 - gap, "px0": edges[0],
         "pxw": (right - left) * line["bin_s"] / line["duration_s"], "dt": line["bin_s"], "rows": rows,
     }  # fmt: skip
     return _interactive(width, height, parts, plot, "The run over time")
@@ -121,14 +120,13 @@ def _strip(key: str, values: list[float], x: svg.Scale, ticks: list[float], labe
     y = svg.Scale(0.0, high, bottom, top)
     shown = svg.linear_ticks(0.0, high * (100.0 if definition.unit == "fraction" else 1.0), 3)
     factor, sign = (0.01, "%") if definition.unit == "fraction" else (1.0, "")
-    unit = "of the pool" if definition.unit == "fraction" else definition.unit
+    peak = human(max(values), definition.unit) + (" of the pool" if definition.unit == "fraction" else "")
     return "".join((
         _rows(y, [tick * factor for tick in shown], [_short(tick) + sign for tick in shown], x.first, x.last),
         _columns(x, ticks, labels, top, bottom),
         svg.steps(edges, [y(value) for value in values], bottom, colour),
         svg.text(x.first, top - 7, definition.label, class_="strip"),
-        svg.text(x.last, top - 7, f"{unit} · largest {human(largest if max(values) else 0.0, definition.unit)}",
-                 class_="tick", anchor="end"),
+        svg.text(x.last, top - 7, f"highest {peak}", anchor="end"),
     ))  # fmt: skip
 
 
@@ -190,7 +188,7 @@ def memory(result: Result) -> str:
 
 def _rows(y: svg.Scale, ticks: list[float], labels: list[str], left: float, right: float) -> str:
     return "".join(
-        svg.segment(left, y(tick), right, y(tick), "grid" if tick else "base")
+        svg.segment(left, y(tick), right, y(tick), "rule" if tick else "base")
         + svg.text(left - 7, y(tick) + 4, label, anchor="end")
         for tick, label in zip(ticks, labels, strict=True)
     )
@@ -198,7 +196,7 @@ def _rows(y: svg.Scale, ticks: list[float], labels: list[str], left: float, righ
 
 def _columns(x: svg.Scale, ticks: list[float], labels: list[str], top: float, bottom: float) -> str:
     return "".join(
-        svg.segment(x(tick), top, x(tick), bottom, "grid")
+        svg.segment(x(tick), top, x(tick), bottom, "rule")
         + (svg.text(x(tick), bottom + 16, label, anchor="middle") if label else "")
         for tick, label in zip(ticks, labels, strict=True)
     )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from perfsim.errors import InputError, nearest
 from perfsim.spec.hardware_yaml import is_node_file, load_accelerator, load_node, usual_node
-from perfsim.spec.yaml import load_yaml, one_line
+from perfsim.spec.problems import shorten
+from perfsim.spec.yaml import load_yaml
 
 if TYPE_CHECKING:
     from perfsim.spec.hardware import Accelerator, Node
@@ -48,7 +49,7 @@ def data_directories() -> list[Path]:
     found = []
     for entry in os.environ.get("PERFSIM_PATH", "").split(os.pathsep):
         if entry and not Path(entry).is_dir():
-            raise InputError(f"PERFSIM_PATH: '{entry}' is not a directory; expected one holding hardware/ or workloads/")
+            raise InputError(f"PERFSIM_PATH: '{shorten(entry)}' is not a directory with hardware/ or workloads/")
         if entry:
             found.append(Path(entry))
     package = Path(__file__).resolve().parents[1]
@@ -116,7 +117,7 @@ def accelerator(name: str) -> Accelerator:
 
 
 def node(name_or_path: str | Path) -> Node:
-    """The node of this name, the usual node of the accelerator of this name, or the node that a `.yaml` file describes.
+    """The node of this name, the usual node of an accelerator of this name, or the node that a `.yaml` file describes.
 
     Raises InputError for an unknown name (with the nearest one), a broken file, or an accelerator without usual node.
     """
@@ -131,7 +132,7 @@ def node(name_or_path: str | Path) -> Node:
     found = _find("accelerator", name, also=candidates)
     usual = usual_node(found.path)
     if usual is None:
-        raise InputError(f"accelerator '{found.stem}' names no usual_node; expected a node, one of {_some(list_nodes())}")
+        raise InputError(f"accelerator '{found.stem}' names no usual_node; name a node: {_some(list_nodes())}")
     return load_node(_find("node", usual).path, accelerator=accelerator)
 
 
@@ -152,7 +153,7 @@ def trace_path(name_or_path: str | Path) -> Path:
     except (OSError, ValueError):
         missing = True
     if missing:
-        raise InputError(f"trace file '{one_line(name, 200)}' does not exist or is not a file")
+        raise InputError(f"trace file '{shorten(name, 200)}' does not exist or is not a file")
     return _find("trace", name).path
 
 
@@ -168,7 +169,7 @@ def _files(kind: Kind) -> dict[str, Path]:
 
 
 def _names(kind: Kind) -> dict[str, Entry]:
-    """Every accepted name in lower case, strongest claim first: stem, Hugging Face id, alias, id without organisation."""
+    """Every accepted name in lower case, strongest claim first: stem, Hugging Face id, alias, bare id."""
     files = _files(kind)
     names = {stem.lower(): Entry(stem, stem, path) for stem, path in files.items()}
     if kind == "model":
@@ -196,11 +197,11 @@ def _find(kind: Kind, name: str, *, also: Mapping[str, Entry] | None = None) -> 
     hint = nearest(name[:100], [entry.spelling for entry in every])
     listed = "" if hint else f"; known: {_some(sorted({entry.stem for entry in every}))}"
     what = "hardware" if also is not None else kind
-    raise InputError(f"unknown {what} '{one_line(name)}'{hint}{listed}")
+    raise InputError(f"unknown {what} '{shorten(name)}'{hint}{listed}")
 
 
 def _hf_id(stem: str) -> str | None:
-    """`org/Name` from the stem itself, from an alias, or from another file of the same name that has the organisation."""
+    """`org/Name` from the stem, from an alias, or from another file of this name that has the organisation."""
     if "--" in stem:
         return stem.replace("--", "/", 1)
     for alias, target in aliases("models").items():
@@ -212,12 +213,12 @@ def _hf_id(stem: str) -> str | None:
 
 def _alias_entries(entries: Any, path: Path) -> list[tuple[str, str]]:
     if not isinstance(entries, dict):
-        raise InputError(f"{path}: expected a mapping of aliases, got '{one_line(str(entries))}'")
+        raise InputError(f"{path}: expected a mapping of aliases, got '{shorten(str(entries))}'")
     found = []
     for name, entry in entries.items():
         target = entry.get("name") if isinstance(entry, dict) else entry
         if not isinstance(target, str):
-            raise InputError(f"{path}: alias '{one_line(name)}': expected the name it stands for")
+            raise InputError(f"{path}: alias '{shorten(name)}': expected the name it stands for")
         found.append((name, target))
     return found
 

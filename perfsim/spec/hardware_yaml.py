@@ -14,7 +14,7 @@ from typing import Any
 
 from perfsim.errors import InputError, nearest
 from perfsim.spec.hardware import Accelerator, Fact, Node
-from perfsim.spec.validate import validated
+from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
 FACT_KEYS = ("value", "source", "verified", "note")

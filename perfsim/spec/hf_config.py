@@ -1,4 +1,4 @@
-"""A Hugging Face `config.json` as a typed, checked mapping: each accessor names file and key when it refuses a value."""
+"""A Hugging Face `config.json` as a typed, checked mapping: whatever is refused is named by file and key."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from perfsim.errors import InputError, nearest
-from perfsim.spec.yaml import one_line, read_text
+from perfsim.spec.problems import shorten
+from perfsim.spec.yaml import read_text
 
+T = TypeVar("T")
 MAX_CONFIG_BYTES = 8 << 20  # configs that list every unquantised module reach a few hundred kB
 MAX_INTEGER = 2**31 - 1  # no size in a config needs more, and products of a few stay far from overflow
 
@@ -77,7 +79,7 @@ class Config:
             raise self.error(key, f"expected text, got {_show(value)}")
         return value
 
-    def items(self, key: str, kind: type) -> list[Any]:
+    def items(self, key: str, kind: type[T]) -> list[T]:
         """A list of `kind` (str or int), empty when the key is absent or null."""
         value = self._get(key, [])
         if not isinstance(value, list) or any(not isinstance(v, kind) or isinstance(v, bool) for v in value):
@@ -97,11 +99,12 @@ class Config:
         """All values, each of which must be an object."""
         return [entry for key in self._content if (entry := self.section(key)) is not None]
 
-    def choice(self, key: str, valid: Mapping[str, str], *, default: str | None = None) -> str:
+    def choice(self, key: str, valid: Mapping[str, T], *, default: str | None = None) -> T:
         """The meaning in `valid` of the string at `key`."""
         value = self.text(key, default=default)
         if value not in valid:
-            raise self.error(key, f"unsupported '{_show(value)}'{nearest(value, valid)}; expected {_one_of(valid)}")
+            hint = nearest(value, valid)
+            raise self.error(key, f"unsupported '{shorten(value)}'{hint}; expected one of {', '.join(valid)}")
         return valid[value]
 
     def error(self, key: str, message: str) -> InputError:
@@ -117,9 +120,5 @@ class Config:
         return default
 
 
-def _one_of(valid: Mapping[str, str]) -> str:
-    return "one of " + ", ".join(valid)
-
-
 def _show(value: object) -> str:
-    return one_line(repr(value))
+    return shorten(repr(value))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perfsim.errors import InputError, nearest
+from perfsim.errors import InputError
 from perfsim.spec.hf_config import Config, read_config
 from perfsim.spec.hf_quantization import weight_formats
 from perfsim.spec.model import (
@@ -21,7 +21,7 @@ from perfsim.spec.model import (
     ModelArch,
     MultiHeadLatentAttention,
 )
-from perfsim.spec.validate import validated
+from perfsim.spec.problems import shorten, validated
 
 MAX_LAYERS = 4096
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -50,26 +50,23 @@ def model_from_config(config: Config, *, name: str, hf_id: str | None = None) ->
     family = FAMILIES[architecture]
     dtype = _dtype(config)
     formats = weight_formats(config, dtype=dtype)
-    return validated(
-        ModelArch,
-        dict(
-            name=name,
-            hf_id=hf_id,
-            architecture=architecture,
-            hidden_size=config.integer("hidden_size"),
-            vocab_size=config.integer("vocab_size"),
-            layers=_layer_groups(config, family),
-            tie_word_embeddings=config.flag("tie_word_embeddings", default=False),
-            max_position_embeddings=config.integer("max_position_embeddings"),
-            dtype=dtype,
-            linear_dtype=formats.linear,
-            expert_dtype=formats.expert,
-            norm_bias=architecture == "PhiMoEForCausalLM",
-            lm_head_bias=config.flag("lm_head_bias", default=False),
-            num_nextn_predict_layers=config.integer("num_nextn_predict_layers", default=0, minimum=0, maximum=64),
-        ),
-        where=config.where,
-    )
+    content = {
+        "name": name,
+        "hf_id": hf_id,
+        "architecture": architecture,
+        "hidden_size": config.integer("hidden_size"),
+        "vocab_size": config.integer("vocab_size"),
+        "layers": _layer_groups(config, family),
+        "tie_word_embeddings": config.flag("tie_word_embeddings", default=False),
+        "max_position_embeddings": config.integer("max_position_embeddings"),
+        "dtype": dtype,
+        "linear_dtype": formats.linear,
+        "expert_dtype": formats.expert,
+        "norm_bias": architecture == "PhiMoEForCausalLM",
+        "lm_head_bias": config.flag("lm_head_bias", default=False),
+        "num_nextn_predict_layers": config.integer("num_nextn_predict_layers", default=0, minimum=0, maximum=64),
+    }
+    return validated(ModelArch, content, where=config.where)
 
 
 def _architecture(config: Config) -> str:
@@ -77,14 +74,13 @@ def _architecture(config: Config) -> str:
     if not names:
         raise InputError(f"{config.where}: missing key 'architectures'; expected one of {', '.join(FAMILIES)}")
     if names[0] not in FAMILIES:
-        hint = nearest(names[0], FAMILIES)
         supported = ", ".join(FAMILIES)
-        raise config.error("architectures", f"unsupported '{names[0][:60]}'{hint}; supported: {supported}")
+        raise config.error("architectures", f"unsupported '{shorten(names[0])}'; supported: {supported}")
     return names[0]
 
 
 def _dtype(config: Config) -> str:
-    """The activation dtype; newer configs call `torch_dtype` `dtype`, and bf16 is what models without either ship in."""
+    """The activation dtype: `torch_dtype`, `dtype` in newer configs, bf16 in those without (gpt-oss ships so)."""
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     return config.choice(key, _DTYPES, default="bfloat16")
 
@@ -107,9 +103,9 @@ def _gqa(config: Config, *, qkv_bias: bool, output_bias: bool, **options: bool) 
     kv_heads = config.integer("num_key_value_heads", default=heads)
     hidden = config.integer("hidden_size")
     if heads % kv_heads:
-        raise config.error("num_key_value_heads", f"expected a divisor of num_attention_heads ({heads}), got {kv_heads}")
+        raise config.error("num_key_value_heads", f"expected a divisor of num_attention_heads {heads}, got {kv_heads}")
     if "head_dim" not in config and hidden % heads:
-        raise config.error("num_attention_heads", f"expected a divisor of hidden_size ({hidden}), got {heads}")
+        raise config.error("num_attention_heads", f"expected a divisor of {hidden} (hidden_size), got {heads}")
     return GroupedQueryAttention(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
@@ -181,15 +177,13 @@ def _typed_window(config: Config, count: int) -> list[int | None]:
     if len(types) != count:
         raise config.error("layer_types", f"expected {count} entries (num_hidden_layers), got {len(types)}")
     for kind in types:
-        if kind not in ("sliding_attention", "full_attention"):
-            raise config.error("layer_types", f"unsupported '{kind[:60]}'; expected sliding_attention or full_attention")
+        if kind not in alternating[:2]:
+            raise config.error("layer_types", f"unsupported '{shorten(kind)}'; expected {' or '.join(alternating[:2])}")
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
 def _dense(config: Config, layer: int) -> DenseMLP:
-    return DenseMLP(
-        intermediate_size=config.integer("intermediate_size"), bias=config.flag("mlp_bias", default=False)
-    )
+    return DenseMLP(intermediate_size=config.integer("intermediate_size"), bias=config.flag("mlp_bias", default=False))
 
 
 def _experts(config: Config, **sizes: Any) -> MixtureOfExperts:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from perfsim.errors import InputError
+from perfsim.spec.problems import shorten
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -46,7 +47,7 @@ def parse_yaml_value(text: str) -> Any:
 
     Raises InputError under the same rules as `load_yaml`.
     """
-    where = f"value '{one_line(text)}'"
+    where = f"value '{shorten(text)}'"
     if len(text) > MAX_FILE_BYTES:
         raise InputError(f"{where}: longer than {MAX_FILE_BYTES} characters")
     return _Builder(text, where=where).document()
@@ -61,7 +62,7 @@ def read_text(path: str | Path, *, what: str, max_bytes: int = MAX_FILE_BYTES) -
         raise InputError(f"{what} '{path}' does not exist") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{what} '{one_line(str(path))}' cannot be read: {reason}") from None
+        raise InputError(f"{what} '{shorten(str(path))}' cannot be read: {reason}") from None
     if len(data) > max_bytes:
         raise InputError(f"{path}: larger than {max_bytes} bytes, not a {what}")
     try:
@@ -102,13 +103,13 @@ class _Builder:
             raise InputError(f"{self._where}:{line} not valid YAML: {error.problem or error.context}") from None
         except (yaml.YAMLError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self._where}: not valid YAML: {one_line(reason)}") from None
+            raise InputError(f"{self._where}: not valid YAML: {shorten(reason)}") from None
 
     def _value(self, event: Any, *, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise self._error(event, "anchors and aliases are not allowed; write the value out")
         if getattr(event, "tag", None):
-            raise self._error(event, f"the tag '{one_line(event.tag)}' is not allowed; use plain YAML")
+            raise self._error(event, f"the tag '{shorten(event.tag)}' is not allowed; use plain YAML")
         if depth > MAX_DEPTH:
             raise self._error(event, f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(event, yaml.ScalarEvent):
@@ -131,7 +132,7 @@ class _Builder:
             if event.value == "<<":
                 raise self._error(event, "merge keys ('<<') are not allowed; write the values out")
             if event.value in items:
-                raise self._error(event, f"duplicate key '{one_line(event.value)}'")
+                raise self._error(event, f"duplicate key '{shorten(event.value)}'")
             items[event.value] = self._value(self._next(), depth=depth + 1)
         return items
 
@@ -161,10 +162,4 @@ class _Builder:
 def _kind(value: object) -> str:
     if value is None:
         return "nothing"
-    return "a list" if isinstance(value, list) else f"'{one_line(str(value))}'"
-
-
-def one_line(text: str, limit: int = 60) -> str:
-    """At most `limit` printable characters on one line: the form in which user text may enter a message."""
-    flat = "".join(character if character.isprintable() else " " for character in text[: limit + 1])
-    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
+    return "a list" if isinstance(value, list) else f"'{shorten(str(value))}'"

@@ -1,0 +1,204 @@
+"""The report page: one self-contained HTML file, the same bytes for the same result, readable offline."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfsim.metrics.definitions import LATENCIES, STATISTICS, metric
+from perfsim.report import figures, scenario
+from perfsim.report.format import human, words
+
+if TYPE_CHECKING:
+    from perfsim.metrics.result import Result
+
+_LOAD = (
+    "counts.requests", "counts.rejected", "counts.prompt_tokens", "counts.output_tokens", "counts.preemptions",
+    "throughput.requests_per_s", "throughput.prompt_tokens_per_s", "throughput.output_tokens_per_s",
+    "batch.mean_sequences", "batch.max_sequences", "batch.mean_tokens", "queue.mean_waiting", "queue.max_waiting",
+    "makespan_s",
+)  # fmt: skip
+
+
+def write_report(result: Result, path: str | Path) -> None:
+    """Write `report_html(result)` to `path`, UTF-8."""
+    Path(path).write_text(report_html(result), encoding="utf-8", newline="\n")
+
+
+def report_html(result: Result) -> str:
+    """The report as HTML text: headline numbers, figures, scenario, provenance; no network, clock or path in it."""
+    assets = resources.files("perfsim.report")
+    style = assets.joinpath("report.css").read_text(encoding="utf-8")
+    script = assets.joinpath("report.js").read_text(encoding="utf-8")
+    title = scenario.title(result.scenario)
+    body = "\n".join((
+        _header(result, title),
+        _warnings(result),
+        _tiles(result),
+        _latency(result),
+        f"<h2>The run over time</h2><div class=card>{figures.over_time(result)}</div>",
+        _where(result),
+        _scenario(result),
+        _footer(result),
+    ))  # fmt: skip
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>perfsim: {escape(title)}</title>\n"
+        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _header(result: Result, title: str) -> str:
+    badge = "<span class=badge>first-guess coefficients</span>" if scenario.first_guess(result) else ""
+    return f"<header><h1>{escape(title)}{badge}</h1><p>{escape(scenario.subtitle(result))}</p></header>"
+
+
+def _warnings(result: Result) -> str:
+    if not result.warnings:
+        return ""
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in result.warnings)
+    return f"<section class=warnings><h3>Warnings</h3><ul>{items}</ul></section>"
+
+
+def _tiles(result: Result) -> str:
+    metrics = result.metrics
+    counts, throughput, goodput = metrics["counts"], metrics["throughput"], metrics["goodput"]
+    tiles = [_latency_tile(result, name) for name in ("ttft", "tpot", "e2e")]
+    tiles.append(_tile(result, "throughput.output_tokens_per_s",
+                       f"{human(throughput['requests_per_s'], 'requests/s')}"))  # fmt: skip
+    if goodput["requests"] is None:
+        tiles.append(_card("Goodput", "–", "no SLO on requests was given", metric("goodput.fraction").formula))
+    else:
+        note = f"{goodput['requests']:,} of {counts['requests']:,} requests met the SLO"
+        tiles.append(_tile(result, "goodput.fraction", note))
+    tiles.append(_tile(result, "prefix_cache.hit_rate", f"{human(counts['cached_tokens'], 'tokens')} not recomputed"))
+    mean = human(metrics["kv_cache"]["occupancy_mean"], "fraction")
+    tiles.append(_tile(result, "kv_cache.occupancy_peak", f"{mean} on average"))
+    if result.bound:
+        share, name = max((share, name) for name, share in result.bound.items())
+        tiles.append(_card("Bound by", words(name), f"for {human(share, 'fraction')} of busy time", ""))
+    for key, total in (("cost.usd_per_million_output_tokens", "cost.usd"), ("energy.joules_per_output_token",
+                                                                           "energy.joules")):  # fmt: skip
+        numbers = result.numbers()
+        if key in numbers:
+            tiles.append(_tile(result, key, f"{human(numbers.get(total), metric(total).unit)} for the run"))
+    return f"<section class=tiles>{''.join(tiles)}</section>"
+
+
+def _latency_tile(result: Result, name: str) -> str:
+    values, definition = result.metrics[name], metric(name)
+    note = f"p50 {human(values['p50'], 's')} · p99 {human(values['p99'], 's')}"
+    return _card(f"{definition.label} p95", human(values["p95"], "s"), note, definition.formula)
+
+
+def _tile(result: Result, key: str, note: str) -> str:
+    definition = metric(key)
+    return _card(definition.label, human(result.numbers()[key], definition.unit), note, definition.formula)
+
+
+def _card(name: str, value: str, note: str, formula: str) -> str:
+    hint = f' title="{escape(formula)}"' if formula else ""
+    return (
+        f"<div class=tile{hint}><span class=name>{escape(name)}</span><b>{escape(value)}</b>"
+        f"<span>{escape(note)}</span></div>"
+    )
+
+
+def _latency(result: Result) -> str:
+    head = "".join(f"<th>{stat}</th>" for stat in STATISTICS)
+    rows = []
+    for name in LATENCIES:
+        definition = metric(name)
+        cells = "".join(f"<td>{human(result.metrics[name][stat], 's')}</td>" for stat in STATISTICS)
+        label = f'<abbr title="{escape(definition.formula)}">{escape(definition.label)}</abbr>'
+        rows.append(f"<tr><td>{label}</td>{cells}</tr>")
+    table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+    methods = set(result.metrics["percentile_method"].values())
+    note = "Percentiles over requests, ITL over tokens" + (
+        "; some come from logarithmic bins and err by at most 0.05%." if len(methods) > 1 or "exact" not in methods
+        else "."
+    )  # fmt: skip
+    cards = "".join(
+        f"<div class=card><h3>{escape(metric(name).label)}: share of "
+        f"{'gaps' if name == 'itl' else 'requests'} within</h3>{figures.latency_cdf(result, name)}</div>"
+        for name in ("ttft", "tpot", "itl", "e2e")
+    )
+    return (
+        f"<h2>Latency</h2><div class=card>{table}<p class=note>{note}</p></div>{_verdicts(result)}"
+        f'<div class=grid style="margin-top:14px">{cards}</div>'
+        "<p class=note>Dots mark p50, p95 and p99; dashed lines are bounds of the SLO.</p>"
+    )
+
+
+def _verdicts(result: Result) -> str:
+    verdicts: list[dict[str, Any]] = result.metrics["slo"]["verdicts"]
+    if not verdicts:
+        return ""
+    rows = []
+    for verdict in verdicts:
+        class_, text = {True: ("met", "met"), False: ("broken", "broken"), None: ("open", "no samples")}[
+            verdict["holds"]
+        ]
+        rows.append(
+            f"<tr><td>{escape(metric(verdict['metric']).label)} {verdict['stat']}</td>"
+            f"<td>≤ {human(verdict['bound_s'], 's')}</td><td>{human(verdict['measured_s'], 's')}</td>"
+            f"<td class={class_}>{text}</td></tr>"
+        )
+    head = "<tr><th>Service-level objective</th><th>Bound</th><th>Measured</th><th>Verdict</th></tr>"
+    return f'<div class=card style="margin-top:14px"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _where(result: Result) -> str:
+    numbers = result.numbers()
+    left = (
+        ("Where the time went", figures.breakdown(result)),
+        ("What bound the busy time", figures.bound(result)),
+        ("Memory of each GPU", figures.memory(result)),
+    )
+    right = (
+        ("Load", _metric_table(result, _LOAD)),
+        ("Cost", _metric_table(result, tuple(key for key in numbers if key.startswith("cost.")))),
+        ("Energy", _metric_table(result, tuple(key for key in numbers if key.startswith("energy.")))),
+    )
+    columns = "".join(
+        f"<div class=column>{''.join(f'<div class=card><h3>{title}</h3>{body}</div>' for title, body in cards)}</div>"
+        for cards in (left, right)
+    )
+    return f"<h2>Where time, memory and money went</h2><div class=grid>{columns}</div>"
+
+
+def _metric_table(result: Result, keys: tuple[str, ...]) -> str:
+    numbers, rows = result.numbers(), []
+    for key in keys:
+        definition = metric(key)
+        hint = f' title="{escape(definition.formula)}"' if definition.formula else ""
+        label = f"<abbr{hint}>{escape(definition.label)}</abbr>" if hint else escape(definition.label)
+        rows.append(f"<tr><td>{label}</td><td>{escape(human(numbers[key], definition.unit))}</td></tr>")
+    return f"<table>{''.join(rows)}</table>" if rows else "<p class=empty>Nothing recorded</p>"
+
+
+def _scenario(result: Result) -> str:
+    cards = [(title, _facts(rows)) for title, rows in scenario.sections(result.scenario)]
+    body = "".join(f"<div class=card><h3>{escape(title)}</h3>{table}</div>" for title, table in cards)
+    origin = _facts(scenario.flatten(result.provenance))
+    return (
+        f"<h2>Scenario</h2><div class=grid>{body}</div>"
+        f"<h2>Where the numbers come from</h2><div class=card>{origin}</div>"
+    )
+
+
+def _facts(rows: list[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f"<table class=facts>{body}</table>" if body else "<p class=empty>Nothing recorded</p>"
+
+
+def _footer(result: Result) -> str:
+    run = result.simulation
+    return (
+        f"<footer>perfsim {escape(result.perfsim_version)} · scenario <code>{escape(result.scenario_hash)}</code> · "
+        f"seed {result.seed} · {run['requests']:,} requests, {run['steps']:,} engine steps in "
+        f"{run['segments']:,} segments</footer>"
+    )

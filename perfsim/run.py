@@ -1,0 +1,100 @@
+"""From a scenario to a result: `simulate` replays the traffic, `estimate` answers in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfsim import __version__
+from perfsim.metrics.aggregate import Aggregate
+from perfsim.metrics.result import Result
+from perfsim.metrics.summary import Outcome, make_result
+from perfsim.serving.check import BookkeepingError, Ledger, check_conservation
+from perfsim.serving.driver import ClosedLoop, run_open_loop
+from perfsim.serving.explain import Explanation
+from perfsim.serving.replica import ReplicaPlan, build_engine, plan_replica
+from perfsim.spec import catalog
+from perfsim.traffic import closed_loop_source, is_closed_loop, stream
+
+if TYPE_CHECKING:
+    from perfsim.metrics.requests_table import ParquetSpool
+    from perfsim.serving.recorder import Columns
+    from perfsim.spec.scenario import Scenario
+
+Progress = Callable[[int, float], None]
+
+# The explaining form of the cost model and the compiled one are the same formulas; more than rounding is a bug.
+MAX_MISMATCH = 1e-6
+
+
+class _Requests:
+    """A sink that writes one row per finished request."""
+
+    def __init__(self, spool: ParquetSpool) -> None:
+        self._spool = spool
+
+    def add_requests(self, columns: Columns) -> None:
+        self._spool.add(columns)
+
+    def add_segments(self, columns: Columns) -> None: ...
+
+    def add_gaps(self, seconds: Any, weights: Any) -> None: ...
+
+
+def simulate(
+    scenario: Scenario, *, seed: int | None = None, progress: Progress | None = None, stepwise: bool = False,
+    requests_path: Path | None = None,
+) -> Result:  # fmt: skip
+    """Replay the scenario's traffic on one replica and report everything about it.
+
+    `seed` replaces the scenario's; `stepwise` recomputes every step from its sequences (slow, for checking);
+    `progress(requests sent, simulated seconds)` is called now and then; `requests_path` receives one Parquet row per
+    request. Raises InputError for a bad trace, InfeasibleError when the model does not fit.
+    """
+    if seed is not None:
+        scenario = scenario.model_copy(update={"seed": seed})
+    plan = plan_replica(scenario)
+    engine_profile = scenario.calibration.engine
+    aggregate = Aggregate(
+        slo=scenario.slo, egress=engine_profile.egress, kv_blocks=plan.config.total_blocks,
+        block_size=plan.config.block_size,
+    )  # fmt: skip
+    explanation, ledger = Explanation(scenario, windows=len(plan.windows)), Ledger()
+    with ExitStack() as stack:
+        sinks: list[Any] = [aggregate, explanation, ledger]
+        if requests_path is not None:
+            from perfsim.metrics.requests_table import ParquetSpool
+
+            sinks.append(_Requests(stack.enter_context(ParquetSpool(requests_path, egress=engine_profile.egress))))
+        engine, sent = _serve(scenario, plan, sinks=tuple(sinks), progress=progress, stepwise=stepwise)
+    check_conservation(engine, ledger, sent=sent)
+    if explanation.mismatch > MAX_MISMATCH:
+        raise BookkeepingError(f"explained and simulated step times differ by {explanation.mismatch:.2e}")
+    rejected = engine.recorder.rejected
+    aggregate.add_rejected(rejected)
+    outcome = Outcome(
+        aggregated=aggregate.finish(), seconds=explanation.seconds, bound=explanation.bound,
+        dynamic_joules=explanation.joules, rejected=rejected,
+    )  # fmt: skip
+    return make_result(scenario, plan.memory, outcome, version=__version__)
+
+
+def _serve(
+    scenario: Scenario, plan: ReplicaPlan, *, sinks: tuple[Any, ...], progress: Progress | None, stepwise: bool
+) -> tuple[Any, int]:
+    """Run all requests through a fresh engine; (the engine, requests sent)."""
+    profile, block_size = scenario.calibration.engine, plan.config.block_size
+    traffic = {"seed": scenario.seed, "trace_path": catalog.trace_path}
+    if is_closed_loop(scenario.workload):
+        source = closed_loop_source(scenario.workload, **traffic)
+        loop = ClosedLoop(source, ingress=profile.ingress, egress=profile.egress, block_size=block_size)
+        engine = build_engine(plan, sinks=sinks, stepwise=stepwise, on_finish=loop.on_finish)
+        sent = loop.run(engine, progress=progress)
+    else:
+        chunks = stream(scenario.workload, **traffic)
+        engine = build_engine(plan, sinks=sinks, stepwise=stepwise)
+        sent = run_open_loop(engine, chunks, ingress=profile.ingress, block_size=block_size, progress=progress)
+    engine.recorder.flush()
+    return engine, sent

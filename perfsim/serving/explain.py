@@ -1,0 +1,86 @@
+"""Where the time and the energy of a run went: segments priced again by the explaining form of the cost model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfsim.cost.estimate import Estimate
+from perfsim.cost.step import gpu_parts, host_parts
+from perfsim.ops.step import StepShape
+from perfsim.serving.recorder import Columns
+from perfsim.spec.scenario import Scenario
+
+
+class Explanation:
+    """A sink that adds up seconds per component and per limiting resource, and dynamic energy per GPU.
+
+    Within a segment the step time is affine in the step index, so its middle step stands for all of them exactly.
+    `mismatch` is the largest relative difference seen between a segment's length and the sum of its parts.
+    """
+
+    def __init__(self, scenario: Scenario, *, windows: int) -> None:
+        self._scenario = scenario
+        self._suffixes = [f"_{index}" if index else "" for index in range(windows)]
+        self.seconds: dict[str, float] = {}
+        self.bound: dict[str, float] = {}
+        self.joules = 0.0
+        self.busy = 0.0
+        self.mismatch = 0.0
+
+    def add_requests(self, columns: Columns) -> None:
+        """Requests do not matter here."""
+
+    def add_gaps(self, seconds: Any, weights: Any) -> None:
+        """Token gaps do not matter here."""
+
+    def add_segments(self, columns: Columns) -> None:
+        """Price the middle step of every segment and count it `steps` times."""
+        scenario, steps = self._scenario, columns["steps"]
+        shape = self._middle(columns)
+        actual = columns["first_s"] + columns["slope_s"] * ((steps - 1) / 2)
+        gpu = np.zeros_like(steps)
+        joules = np.zeros_like(steps)
+        for part in gpu_parts(
+            shape, model=scenario.model, node=scenario.hardware, tp=scenario.parallel.tp, calibration=scenario.calibration
+        ):
+            gpu = gpu + part.seconds
+            joules = joules + part.joules
+            self._count(part, steps)
+        schedule, exposed = host_parts(shape, scenario.calibration)
+        waited = np.maximum(schedule.seconds - gpu, 0.0) if scenario.policy.async_scheduling else schedule.seconds
+        self._count(Estimate(waited, bound="host", d_seconds={"scheduler": waited}), steps)
+        self._count(exposed, steps)
+        total = gpu + waited + exposed.seconds
+        self.mismatch = max(self.mismatch, float((np.abs(total - actual) / actual).max()))
+        accelerator = scenario.hardware.accelerator
+        headroom = max(0.0, accelerator.tdp - accelerator.idle_power)
+        self.joules += float((steps * np.minimum(joules, headroom * actual)).sum())
+        self.busy += float((steps * actual).sum())
+
+    def _middle(self, columns: Columns) -> StepShape:
+        middle = (columns["steps"] - 1) / 2
+        return StepShape(
+            tokens=columns["tokens"],
+            logits=columns["logits"],
+            decode_sequences=columns["decode_sequences"],
+            decode_context=tuple(
+                columns[f"decode_context{suffix}"] + middle * columns[f"decode_growth{suffix}"]
+                for suffix in self._suffixes
+            ),
+            prefill_tokens=columns["prefill_tokens"],
+            prefill_pairs=tuple(columns[f"prefill_pairs{suffix}"] for suffix in self._suffixes),
+            prefill_context=tuple(columns[f"prefill_context{suffix}"] for suffix in self._suffixes),
+        )
+
+    def _count(self, part: Estimate, steps: NDArray[np.float64]) -> None:
+        for name, seconds in part.d_seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + float((steps * seconds).sum())
+        spent = steps * part.seconds
+        if isinstance(part.bound, str):
+            self.bound[part.bound] = self.bound.get(part.bound, 0.0) + float(spent.sum())
+            return
+        for name in np.unique(part.bound).tolist():
+            self.bound[name] = self.bound.get(name, 0.0) + float(spent[part.bound == name].sum())
