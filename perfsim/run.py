@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from perfsim import __version__
 from perfsim.metrics.aggregate import Aggregate
 from perfsim.metrics.result import Result
+from perfsim.metrics.steady import steady_outcome
 from perfsim.metrics.summary import Outcome, make_result
 from perfsim.serving.check import BookkeepingError, Ledger, check_conservation
+from perfsim.serving.closed_form import steady_state
 from perfsim.serving.driver import ClosedLoop, run_open_loop
 from perfsim.serving.explain import Explanation
 from perfsim.serving.replica import ReplicaPlan, build_engine, plan_replica
@@ -74,11 +76,24 @@ def simulate(
         raise BookkeepingError(f"explained and simulated step times differ by {explanation.mismatch:.2e}")
     rejected = engine.recorder.rejected
     aggregate.add_rejected(rejected)
+    aggregated = aggregate.finish()
     outcome = Outcome(
-        aggregated=aggregate.finish(), seconds=explanation.seconds, bound=explanation.bound,
+        aggregated=aggregated, seconds=explanation.seconds, bound=explanation.bound,
         dynamic_joules=explanation.joules, rejected=rejected,
+        backlog=_waiting_at(aggregated.timeline, ledger.last_arrival),
     )  # fmt: skip
     return make_result(scenario, plan.memory, outcome, version=__version__)
+
+
+def estimate(scenario: Scenario) -> Result:
+    """The steady state of the scenario in closed form: means instead of percentiles, milliseconds instead of a replay.
+
+    See `perfsim.serving.closed_form` for what is neglected. Past saturation the latencies are None and a warning says
+    "unstable".
+    """
+    plan = plan_replica(scenario)
+    steady = steady_state(scenario, plan, trace_path=catalog.trace_path)
+    return make_result(scenario, plan.memory, steady_outcome(steady), version=__version__)
 
 
 def _serve(
@@ -86,15 +101,23 @@ def _serve(
 ) -> tuple[Any, int]:
     """Run all requests through a fresh engine; (the engine, requests sent)."""
     profile, block_size = scenario.calibration.engine, plan.config.block_size
-    traffic = {"seed": scenario.seed, "trace_path": catalog.trace_path}
     if is_closed_loop(scenario.workload):
-        source = closed_loop_source(scenario.workload, **traffic)
+        source = closed_loop_source(scenario.workload, seed=scenario.seed, trace_path=catalog.trace_path)
         loop = ClosedLoop(source, ingress=profile.ingress, egress=profile.egress, block_size=block_size)
         engine = build_engine(plan, sinks=sinks, stepwise=stepwise, on_finish=loop.on_finish)
         sent = loop.run(engine, progress=progress)
     else:
-        chunks = stream(scenario.workload, **traffic)
+        chunks = stream(scenario.workload, seed=scenario.seed, trace_path=catalog.trace_path)
         engine = build_engine(plan, sinks=sinks, stepwise=stepwise)
         sent = run_open_loop(engine, chunks, ingress=profile.ingress, block_size=block_size, progress=progress)
     engine.recorder.flush()
     return engine, sent
+
+
+def _waiting_at(timeline: dict[str, Any], at: float) -> float:
+    """Requests waiting at time `at`, read off the timeline."""
+    waiting = timeline["waiting"]
+    if not waiting:
+        return 0.0
+    index = int((at - timeline["start_s"]) / timeline["bin_s"])
+    return float(waiting[min(max(index, 0), len(waiting) - 1)])

@@ -86,7 +86,9 @@ def chunked(columns: Columns, size: int) -> list[Columns]:
 
 def aggregate(requests: Columns, segments: Columns, *, chunk: int = 1 << 16, **options: Any) -> Aggregate:
     """An Aggregate filled with both tables, `chunk` rows at a time."""
-    slo = options.pop("slo", SLO(ttft={"p95": 2.0, "p99": 6.0}, tpot={"p95": 0.05}, e2e={"p99": 40.0}, itl={"p99": 0.1}))
+    slo = options.pop(
+        "slo", SLO(ttft={"p95": 2.0, "p99": 6.0}, tpot={"p95": 0.05}, e2e={"p99": 40.0}, itl={"p99": 0.1})
+    )
     total = Aggregate(slo=slo, egress=EGRESS_S, kv_blocks=KV_BLOCKS, block_size=BLOCK_SIZE, **options)
     for part in chunked(requests, chunk):
         total.add_requests(part)
@@ -132,8 +134,8 @@ def synthetic_result(total: Aggregate, **changes: Any) -> Result:
         "timeline": found.timeline,
         "simulation": found.simulation,
         "breakdown": {name: share * span for name, share in shares.items()},
-        "bound": {"hbm_bandwidth": 0.58, "compute": 0.24, "nvlink": 0.11, "host": 0.07} if span else {},
-        "memory": {"weights": 17.6e9, "activations": 2.1e9, "runtime": 1.9e9, "kv_cache": 50.4e9, "free": 8.0e9},
+        "bound": {"memory": 0.58, "compute": 0.24, "link": 0.11, "host": 0.07} if span else {},
+        "memory": {"weights": 17.6e9, "activations": 2.1e9, "runtime": 1.9e9, "kv_cache": 50.4e9, "unused": 8.0e9},
         "cost": {"usd_per_hour": 23.92, "usd": 23.92 * span / 3600,
                  "usd_per_million_output_tokens": 23.92 * span / 3600 / tokens * 1e6 if tokens else None},
         "energy": {"joules": 4600.0 * span, "mean_power_w": 4600.0,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import perfsim
-from perfsim.cli.main import PIPE_CLOSED, main
+from perfsim.cli.main import INTERRUPTED, PIPE_CLOSED, main
 from perfsim.spec.load import load_scenario
 
 Run = Callable[..., str]
@@ -94,6 +94,15 @@ def test_the_run_folder_is_complete_and_repeats_to_the_byte(run: Run, trace: Pat
     assert pq.read_metadata(tmp_path / "a" / "requests.parquet").num_rows == 30
     assert str(tmp_path) not in (tmp_path / "a" / "result.json").read_text()
     assert str(tmp_path) not in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    for name, hash_seed in (("a", "1"), ("b", "2")):
+        command = [sys.executable, "-m", "perfsim", "simulate", *SMALL, "-o", str(tmp_path / name)]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    for name in RUN_FOLDER - {"timing.json"}:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
 def test_a_run_folder_runs_again_as_itself(run: Run, trace: Path, tmp_path: Path) -> None:
@@ -220,6 +229,24 @@ def test_a_closed_pipe_is_no_error() -> None:
     os.close(writing)
     assert done.returncode == PIPE_CLOSED
     assert done.stderr == ""
+
+
+def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("perfsim.run.simulate", interrupted)
+    assert main(["simulate", *SMALL]) == INTERRUPTED
+    assert capsys.readouterr() == ("", "error: interrupted\n")
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("perfsim.run.simulate", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["simulate", *SMALL])
 
 
 def test_importing_is_light_and_silent() -> None:

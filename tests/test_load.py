@@ -117,6 +117,9 @@ def test_the_hash_covers_the_content_of_a_trace_and_not_its_path(tmp_path: Path)
         path.write_text(text)
     first, second, third = (load_scenario(file, trace=str(path)).hash for path in paths)
     assert first == second != third
+    portable = load_scenario(file, trace=str(paths[0])).portable()
+    assert portable["workload"]["trace"] == "a.csv"
+    assert str(tmp_path) not in str(portable)
 
 
 def test_a_changed_trace_is_noticed(tmp_path: Path) -> None:

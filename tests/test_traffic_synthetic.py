@@ -74,9 +74,7 @@ def workload(
     output: Length = LognormalLength(mean=199),
     prefix: SharedPrefix | None = None,
 ) -> SyntheticWorkload:
-    return SyntheticWorkload(
-        num_requests=count, arrivals=arrivals, prompt=prompt, output=output, shared_prefix=prefix
-    )
+    return SyntheticWorkload(num_requests=count, arrivals=arrivals, prompt=prompt, output=output, shared_prefix=prefix)
 
 
 def joined(chunks: list[RequestChunk]) -> dict[str, bytes]:
@@ -255,5 +253,5 @@ def test_a_rate_near_zero_is_reported(arrivals):
 def test_degenerate_processes_are_rejected_by_the_spec(bad):
     with pytest.raises(ValidationError, match="greater than or equal"):
         SyntheticWorkload.model_validate(
-            {"num_requests": 1, "arrivals": bad, "prompt": {"kind": "fixed", "tokens": 1}, "output": {"kind": "fixed", "tokens": 1}}
+            {"num_requests": 1, "arrivals": bad, "prompt": FixedLength(tokens=1), "output": FixedLength(tokens=1)}
         )

@@ -32,6 +32,7 @@ Listing = tuple[list[str], list[dict[str, Any]]]
 
 
 def _models() -> Listing:
+    from perfsim.ops.params import active_params, kv_bytes_per_token, total_params
     from perfsim.spec import catalog
 
     rows = []
@@ -39,10 +40,10 @@ def _models() -> Listing:
         model = catalog.model(name)
         rows.append({
             "name": name, "hf_id": model.hf_id, "architecture": model.architecture,
-            "num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size,
-            "max_position_embeddings": model.max_position_embeddings,
+            "total_params": total_params(model), "active_params": active_params(model),
+            "kv_bytes_per_token": kv_bytes_per_token(model), "max_position_embeddings": model.max_position_embeddings,
         })  # fmt: skip
-    return ["name", "architecture", "num_hidden_layers", "hidden_size", "max_position_embeddings"], rows
+    return ["name", "total_params", "active_params", "kv_bytes_per_token", "max_position_embeddings"], rows
 
 
 def _hardware() -> Listing:

@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; point stdout elsewhere so that the interpreter's last flush cannot fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return PIPE_CLOSED
+    if code == INTERRUPTED:  # how Typer reports Ctrl-C
+        return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

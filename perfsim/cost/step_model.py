@@ -96,7 +96,7 @@ class CompiledSteps:
         gpu = self.token_s[tokens] + self.logit_s[logits]
         for term in self.attention:
             if decodes:
-                value, slope, _ = term.curve.locate(context[term.window] / decodes)
+                value = term.curve.locate(context[term.window] / decodes)[0]
                 gpu += term.count * (term.launch + decodes * value)
             if prefill_tokens:
                 read = term.per_entry * prefill_context[term.window] + term.per_token * prefill_tokens
@@ -163,9 +163,7 @@ def _shape(
     prefill: float = 0.0, pairs: float = 0.0, entries: float = 0.0,
 ) -> StepShape:  # fmt: skip
     windows = len(attention_windows(model))
-    return StepShape(
-        tokens, logits, decodes, (attended,) * windows, prefill, (pairs,) * windows, (entries,) * windows
-    )
+    return StepShape(tokens, logits, decodes, (attended,) * windows, prefill, (pairs,) * windows, (entries,) * windows)
 
 
 def _attention_terms(
@@ -185,7 +183,9 @@ def _attention_terms(
         prefill, one = unit["prefill_attention"], entry["prefill_attention"]
         rate = device.prefill_attention_compute * peak_flops(accelerator, prefill.dtype)
         moved = device.prefill_attention_bandwidth * bandwidth
-        token_bytes = float(prefill.read_bytes) / bandwidth + float(prefill.write_bytes) / accelerator.memory.write_bandwidth
+        token_bytes = (
+            float(prefill.read_bytes) / bandwidth + float(prefill.write_bytes) / accelerator.memory.write_bandwidth
+        )
         attention[key] = AttentionTerm(
             window, before + group.count, device.decode_attention_launch,
             decode_attention_curve(unit["decode_attention"], accelerator, device), device.prefill_attention_launch,

@@ -42,6 +42,9 @@ _TABLE: tuple[MetricDef, ...] = (
     MetricDef("throughput.prompt_tokens_per_s", "Prompt tokens", "tokens/s", "higher",
               "prompt tokens, cached ones included, / makespan"),
     MetricDef("throughput.total_tokens_per_s", "Total tokens", "tokens/s", "higher", "(prompt + output) / makespan"),
+    MetricDef("throughput.max_requests_per_s", "Saturation", "requests/s", "higher",
+              "requests per second that the replica can serve at most, in closed form"),
+    MetricDef("load", "Load", "fraction", "neither", "arrival rate / saturation rate"),
     MetricDef("goodput.fraction", "Goodput", "fraction", "higher",
               "requests within the tightest TTFT, TPOT and E2E bounds of the SLO / all requests, rejected included"),
     MetricDef("goodput.requests_per_s", "Good requests", "requests/s", "higher", "good requests / makespan"),
@@ -73,6 +76,13 @@ _TABLE: tuple[MetricDef, ...] = (
     MetricDef("energy.joules", "Energy of the run", "J", "lower", "GPU idle + GPU dynamic + host power over makespan"),
     MetricDef("energy.joules_per_output_token", "Energy per output token", "J", "lower", "energy / output tokens"),
     MetricDef("energy.mean_power_w", "Mean power", "W", "lower", "energy / makespan"),
+    MetricDef("energy.gpu_idle_joules", "GPUs, idle draw", "J", "lower", "idle power x GPUs x makespan"),
+    MetricDef("energy.gpu_dynamic_joules", "GPUs, above idle", "J", "lower", "what the work itself draws"),
+    MetricDef("energy.host_joules", "Host", "J", "lower", "the replica's share of the node's host power x makespan"),
+    MetricDef("bound.compute", "Compute", "fraction", "neither", "share of busy time limited by FLOP/s"),
+    MetricDef("bound.memory", "Memory bandwidth", "fraction", "neither", "share of busy time limited by HBM bandwidth"),
+    MetricDef("bound.link", "GPU links", "fraction", "neither", "share of busy time limited by links between GPUs"),
+    MetricDef("bound.host", "Host", "fraction", "neither", "share of busy time in which the GPU waits for the host"),
     MetricDef("timeline.kv_occupancy", "KV occupancy", "fraction", "neither", "share of KV blocks held by requests"),
     MetricDef("timeline.running", "Batch", "sequences", "neither", "running sequences"),
     MetricDef("timeline.waiting", "Queue", "requests", "lower", "waiting requests"),
@@ -90,7 +100,9 @@ def metric(key: str) -> MetricDef:
     known = METRICS.get(key)
     if known is not None:
         return known
-    name = key.rsplit(".", 1)[-1]
+    group, _, name = key.rpartition(".")
+    if group == "rejected_for":
+        return MetricDef(key, f"Rejected: {name}", "requests", "lower", "requests that the engine refused for this")
     unit = next((unit for word, unit in _UNIT_WORDS if word in name), "")
     unit = unit or next((unit for ending, unit in _UNIT_ENDINGS if name.endswith(ending)), "")
     label = name.replace("_", " ")

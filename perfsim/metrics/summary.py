@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 class Outcome:
     """What a run hands over: aggregated metrics, busy seconds by component and by bound, joules of one GPU above idle.
 
-    `rejected` counts refused requests by reason; `notes` are warnings of the method itself.
+    The breakdown and the energy are empty where nothing was simulated. `rejected` counts refused requests by reason,
+    `backlog` those that were still waiting when the last one arrived; `notes` are warnings of the method itself.
     """
 
     aggregated: Aggregated
     seconds: Mapping[str, float]
     bound: Mapping[str, float]
-    dynamic_joules: float
+    dynamic_joules: float | None
     rejected: Mapping[str, int]
+    backlog: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -40,7 +42,7 @@ def make_result(scenario: Scenario, memory: MemoryPlan, outcome: Outcome, *, ver
     makespan = aggregated.makespan_s
     busy = sum(outcome.seconds.values())
     breakdown = dict(sorted(outcome.seconds.items()))
-    if makespan is not None:
+    if makespan is not None and busy:
         breakdown["idle"] = max(0.0, makespan - busy)
     return Result(
         perfsim_version=version,
@@ -87,14 +89,14 @@ def _cost(scenario: Scenario, makespan: float | None, counts: Mapping[str, int])
 
 
 def _energy(
-    scenario: Scenario, makespan: float | None, dynamic: float, counts: Mapping[str, int]
+    scenario: Scenario, makespan: float | None, dynamic: float | None, counts: Mapping[str, int]
 ) -> dict[str, float | None]:
     """Joules over the makespan: GPUs idle and dynamic, and the replica's share of what the host draws.
 
     Neglected: cooling and power conversion (PUE), GPUs of the node that the replica does not use.
     """
     node, tp = scenario.hardware, scenario.parallel.tp
-    if makespan is None:
+    if makespan is None or dynamic is None:
         return dict.fromkeys(("joules", "gpu_idle_joules", "gpu_dynamic_joules", "host_joules", "mean_power_w"))
     idle = node.accelerator.idle_power * tp * makespan
     host = node.host_power * tp / node.accelerator_count * makespan
@@ -141,6 +143,11 @@ def _warnings(scenario: Scenario, memory: MemoryPlan, outcome: Outcome) -> list[
     if policy.max_model_len is not None and pool < policy.max_model_len:
         found.append(
             f"vLLM would refuse to start: max_model_len is {policy.max_model_len:,} tokens, the KV cache holds {pool:,}"
+        )
+    if policy.max_num_seqs is not None and outcome.backlog > policy.max_num_seqs:
+        found.append(
+            f"overloaded: {outcome.backlog:,.0f} requests were waiting when the last one arrived; latencies grow with "
+            "the length of the trace, only throughput is meaningful"
         )
     for reason, count in sorted(outcome.rejected.items()):
         found.append(f"{count:,} requests rejected: {reason}")

@@ -49,15 +49,16 @@ class Timeline:
         self.end_s = max(self.end_s, float(end[-1]))
         self._widen()
         high = max(1, math.ceil((self.end_s - self.start_s) / self.width_s))
-        low = min(max(0, math.floor((float(start[0]) - self.start_s) / self.width_s)), high - 1)
+        low = max(0, math.ceil((float(start[0]) - self.start_s) / self.width_s) - 1)
         edges = self.start_s + self.width_s * np.arange(low, high + 1)
-        # The amount before an edge is all of the earlier intervals and a part of the one the edge falls in.
-        at = np.minimum(np.searchsorted(end, edges), end.size - 1)
+        # The amount before an edge is all of the earlier intervals and a part of the one the edge falls in; an
+        # instantaneous interval on an edge belongs to the bin that ends there.
+        at = np.minimum(np.searchsorted(end, edges, side="right"), end.size - 1)
         lasting = end[at] - start[at]
         part = np.clip((edges - start[at]) / np.where(lasting > 0.0, lasting, 1.0), 0.0, 1.0)
         total = np.cumsum(amounts, axis=1)
         before = np.where(at > 0, total[:, at - 1], 0.0) + amounts[:, at] * part
-        # An instantaneous interval on an edge is a jump: the ends must still hold nothing and everything.
+        # Nothing comes before the first edge and everything before the last, whatever rounding says.
         before[:, 0], before[:, -1] = 0.0, total[:, -1]
         self._amounts[:, low:high] += np.diff(before, axis=1)
 

@@ -22,9 +22,9 @@ class Op:
     """`count` equal kernels of one GPU: FLOPs and bytes are of one of them, after sharding.
 
     `driver` names the sum over the batch that its size follows (`expansion`: the K/V entries that MLA expands).
-    `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is not launched at all. Decode attention
-    also says how its work splits: over `sequences` of mean attended context `context`, `sequence_bytes` each, plus
-    `entry_bytes` and `entry_flops` per attended token.
+    `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is not launched at all. Decode
+    attention also says how its work splits: over `sequences` of mean attended context `context`, `sequence_bytes`
+    each, plus `entry_bytes` and `entry_flops` per attended token.
     """
 
     kind: OpKind

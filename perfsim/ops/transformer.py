@@ -99,7 +99,9 @@ def _gqa(
 ) -> Iterator[Op]:
     heads, kv_heads, dim = attn.num_attention_heads / tp, max(1.0, attn.num_key_value_heads / tp), attn.head_dim
     linear = model.linear_dtype
-    yield gemm(model, "qkv_proj", count, step.tokens, (heads + 2 * kv_heads) * dim, model.hidden_size, weight_dtype=linear)
+    yield gemm(
+        model, "qkv_proj", count, step.tokens, (heads + 2 * kv_heads) * dim, model.hidden_size, weight_dtype=linear
+    )
     act = ACTIVATION_BYTES[model.dtype]
     kv_entry = 2 * kv_heads * dim * act
     yield from _attention_core(
@@ -112,7 +114,7 @@ def _gqa(
 def _mla(
     model: ModelArch, count: int, attn: MultiHeadLatentAttention, step: StepShape, index: int, tp: int
 ) -> Iterator[Op]:
-    """MLA as served (DeepSeek-V2, arXiv:2405.04434, 2.1): prefill in expanded form, decode with absorbed projections."""
+    """MLA as served (DeepSeek-V2, arXiv:2405.04434, 2.1): prefill expanded, decode with absorbed projections."""
     heads, latent, rope = attn.num_attention_heads / tp, attn.kv_lora_rank, attn.qk_rope_head_dim
     nope, value, linear = attn.qk_nope_head_dim, attn.v_head_dim, model.linear_dtype
     act, hidden, query = ACTIVATION_BYTES[model.dtype], model.hidden_size, nope + rope
@@ -143,7 +145,8 @@ def _attention_core(
     yield Op(
         "decode_attention", "decode_attention", count, attended * decode_flops,
         attended * kv_entry + decodes * query_bytes, decodes * output_bytes, model.dtype,
-        driver="attention", active=np.minimum(decodes, 1.0), sequences=decodes, context=attended / np.maximum(decodes, 1.0),
+        driver="attention", active=np.minimum(decodes, 1.0), sequences=decodes,
+        context=attended / np.maximum(decodes, 1.0),
         sequence_bytes=query_bytes + output_bytes, entry_bytes=kv_entry, entry_flops=decode_flops,
     )  # fmt: skip
     new = step.prefill_tokens
@@ -195,14 +198,20 @@ def _elementwise(model: ModelArch, group: LayerGroup, step: StepShape, tp: int) 
         rotated = (attn.num_attention_heads / tp + 2 * max(1.0, attn.num_key_value_heads / tp)) * attn.head_dim
     else:
         rotated = (attn.num_attention_heads / tp + 1) * attn.qk_rope_head_dim + attn.kv_lora_rank
-    if isinstance(mlp, DenseMLP):
-        width = mlp.intermediate_size / tp
-    else:
-        width = mlp.shared_intermediate_size / tp  # routed experts' activation is inside the fused kernel
+    # The activation of routed experts is inside their fused kernel.
+    width = (mlp.intermediate_size if isinstance(mlp, DenseMLP) else mlp.shared_intermediate_size) / tp
     read = (2 * 2 * model.hidden_size + rotated + 2 * width) * act / 4
     write = (2 * 2 * model.hidden_size + rotated + width) * act / 4
     flops = 10.0 * (model.hidden_size + width)  # a dozen operations per element: never what bounds it
-    return Op("elementwise", "elementwise", 4 * group.count, step.tokens * flops, step.tokens * read, step.tokens * write, "fp32")
+    return Op(
+        "elementwise",
+        "elementwise",
+        4 * group.count,
+        step.tokens * flops,
+        step.tokens * read,
+        step.tokens * write,
+        "fp32",
+    )
 
 
 def _head(model: ModelArch, step: StepShape, tp: int) -> Iterator[Op | Collective]:

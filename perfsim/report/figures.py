@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLOURS = ("#2563eb", "#0d9488", "#d97706", "#7c3aed", "#16a34a", "#db2777", "#0891b2", "#65a30d")
 IDLE = "#cbd5e1"
 _LATENCY_COLOURS = {"ttft": COLOURS[0], "tpot": COLOURS[1], "itl": COLOURS[3], "e2e": COLOURS[2]}
-# A latency whose largest shown value is this many times its 1st percentile is drawn on a logarithmic axis.
+# A latency axis is logarithmic when its ends (1st percentile, maximum and the SLO's bounds) are this far apart.
 _WIDE = 20.0
 
 
@@ -39,7 +39,9 @@ def latency_cdf(result: Result, name: str) -> str:
     parts.append(_columns(x, ticks, labels, top, bottom))
     parts.append(svg.text((left + right) / 2, height - 6, f"{definition.label}{title}", class_="axis", anchor="middle"))
     for index, verdict in enumerate(bounds):
-        parts.append(_bound(x, verdict, top, bottom, 12.0 + 15.0 * index))
+        # Left of the median the curve is low and the label goes to the top, right of it the other way round.
+        high = verdict["bound_s"] < curve[probability.index(0.5)]
+        parts.append(_bound(x, verdict, top, bottom, top + 14 + 15 * index if high else bottom - 12 - 15 * index))
     colour = _LATENCY_COLOURS[name]
     at = [x(max(value, x.low)) for value in curve]
     parts.append(svg.polyline(zip(at, map(y, probability), strict=True), colour))
@@ -56,24 +58,32 @@ def latency_cdf(result: Result, name: str) -> str:
 
 def _latency_axis(curve: list[float], bounds: list[float], left: float, right: float,
                   ) -> tuple[svg.Scale, list[float], list[str], str]:  # fmt: skip
-    """Scale, ticks, their labels and the unit for the axis title."""
-    first, last = curve[2], curve[-1]
+    """Scale, ticks, their labels and the end of the axis title; curve and bounds both lie inside."""
+    first, last = min(curve[2:3] + [bound for bound in bounds if bound > 0]), max([curve[-1], *bounds])
     if first > 0 and last / first > _WIDE:
-        x = svg.Scale(first / 1.15, max([last, *bounds]) * 1.15, left, right, log=True)
-        ticks = svg.log_ticks(x.low, x.high)
-        return x, ticks, [human(tick, "s").replace(".00", "").replace(".0 ", " ") for tick in ticks], ", log scale"
-    x = svg.Scale(0.0, (max([last, *bounds]) or 1.0) * 1.06, left, right)
+        x = svg.Scale(first / 1.15, last * 1.15, left, right, log=True)
+        ticks = svg.log_time_ticks(x.low, x.high)
+        return x, ticks, [_time(tick) for tick in ticks], ", log scale"
+    x = svg.Scale(0.0, (last or 1.0) * 1.06, left, right)
     size, unit = axis_unit("s", x.high)
     ticks = svg.linear_ticks(0.0, x.high / size, 6)
     return x, [tick * size for tick in ticks], [f"{tick:g}" for tick in ticks], f" ({unit})"
 
 
-def _bound(x: svg.Scale, verdict: dict[str, Any], top: float, bottom: float, offset: float) -> str:
-    """A dashed line at a bound of the SLO, its label on the side with more room."""
+def _time(seconds: float) -> str:
+    """A tick on a logarithmic axis of durations: 200 ms, 5 s, 20 min, 2 h."""
+    for size, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= 0.999 * size:
+            return f"{round(seconds / size):,} {unit}"
+    return f"{round(seconds / 1e-9)} ns"
+
+
+def _bound(x: svg.Scale, verdict: dict[str, Any], top: float, bottom: float, text_y: float) -> str:
+    """A dashed line at a bound of the SLO, its label at height `text_y` on the side with more room."""
     at, name = x(max(verdict["bound_s"], x.low)), f"{verdict['stat']} ≤ {human(verdict['bound_s'], 's')}"
     class_ = {True: "met", False: "broken", None: "open"}[verdict["holds"]]
     right_half = at > (x.first + x.last) / 2
-    label = svg.text(at - 5 if right_half else at + 5, bottom - offset, name, class_=f"bound {class_}",
+    label = svg.text(at - 5 if right_half else at + 5, text_y, name, class_=f"bound {class_}",
                      anchor="end" if right_half else "start")  # fmt: skip
     return svg.segment(at, top, at, bottom, f"limit {class_}") + label
 
@@ -81,7 +91,7 @@ def _bound(x: svg.Scale, verdict: dict[str, Any], top: float, bottom: float, off
 def over_time(result: Result) -> str:
     """KV occupancy, batch, queue and token rates on one time axis."""
     line = result.timeline
-    if not line["running"]:
+    if not line.get("running"):
         return _placeholder("Nothing ran: there is no timeline")
     blocks = result.metrics["kv_cache"]["blocks"]
     strips = [
@@ -103,8 +113,8 @@ def over_time(result: Result) -> str:
         labels = [f"{tick:g}" for tick in ticks] if index == len(strips) - 1 else [""] * len(ticks)
         parts.append(_strip(key, values, x, ticks, labels, edges, above, above + tall, COLOURS[index]))
         rows.append({"name": definition.label, "unit": definition.unit, "y": [float(f"{v:.4g}") for v in values]})
-    parts.append(svg.text((left + right) / 2, height - 6, f"Time since the first step ({unit}), averages over {human(line['bin_s'], 's')}", class_="axis",
-                          anchor="middle"))  # fmt: skip
+    title = f"Time since the first step ({unit}), averages over {human(line['bin_s'], 's')}"
+    parts.append(svg.text((left + right) / 2, height - 6, title, class_="axis", anchor="middle"))
     plot = {
         "left": left, "right": right, "top": top, "bottom": height - 12 - gap, "px0": edges[0],
         "pxw": (right - left) * line["bin_s"] / line["duration_s"], "dt": line["bin_s"], "rows": rows,
@@ -131,21 +141,27 @@ def _strip(key: str, values: list[float], x: svg.Scale, ticks: list[float], labe
 
 
 def breakdown(result: Result) -> str:
-    """Horizontal bars: seconds of the run per component, largest first, idle last and grey."""
+    """Horizontal bars: time of the run per component in one unit, largest first, idle last and grey."""
     items = sorted(((value, key) for key, value in result.breakdown.items() if value > 0 and key != "idle"),
                    key=lambda item: (-item[0], item[1]))  # fmt: skip
-    total = sum(result.breakdown.values())
     if result.breakdown.get("idle", 0.0) > 0:
         items.append((result.breakdown["idle"], "idle"))
-    rows = [(words(key), value / total, f"{human(value, 's')} · {human(value / total, 'fraction')}",
-             IDLE if key == "idle" else COLOURS[0]) for value, key in items]  # fmt: skip
-    return bars(rows, "Time by component") if rows else _placeholder("No time was spent")
+    if not items:
+        return _placeholder("No time was spent")
+    total = sum(value for value, _ in items)
+    size, unit = axis_unit("s", max(value for value, _ in items))
+    rows = []
+    for value, key in items:
+        time = f"{significant(value / size)} {unit}" if value >= size else human(value, "s")
+        colour = IDLE if key == "idle" else COLOURS[0]
+        rows.append((words(key), value / total, f"{time} · {human(value / total, 'fraction')}", colour))
+    return bars(rows, "Time by component")
 
 
 def bound(result: Result) -> str:
     """Horizontal bars: share of busy time per limiting resource, largest first."""
     items = sorted(((share, key) for key, share in result.bound.items() if share > 0), key=lambda i: (-i[0], i[1]))
-    rows = [(words(key), share, human(share, "fraction"), COLOURS[3]) for share, key in items]
+    rows = [(metric(f"bound.{key}").label, share, human(share, "fraction"), COLOURS[3]) for share, key in items]
     return bars(rows, "What bound the run") if rows else _placeholder("The run was never busy")
 
 
@@ -165,12 +181,12 @@ def bars(rows: list[tuple[str, float, str, str]], label: str) -> str:
 def memory(result: Result) -> str:
     """One stacked bar: what fills the memory of each GPU, against its capacity, with a legend that carries numbers."""
     items = [(key, size) for key, size in result.memory.items() if size > 0]
-    items.sort(key=lambda item: (item[0] == "free", -item[1], item[0]))
+    items.sort(key=lambda item: (item[0] == "unused", -item[1], item[0]))
     capacity = sum(size for _, size in items)
     if not capacity:
         return _placeholder("No memory figures in this result")
     width, x, parts, legend = 560, 0.0, [], []
-    colours = {key: IDLE if key == "free" else COLOURS[index % len(COLOURS)] for index, (key, _) in enumerate(items)}
+    colours = {key: IDLE if key == "unused" else COLOURS[index % len(COLOURS)] for index, (key, _) in enumerate(items)}
     for key, size in items:
         length = width * size / capacity
         note = f"{words(key)}: {human(size, 'bytes')} ({human(size / capacity, 'fraction')})"

@@ -11,7 +11,6 @@ _SCALES: dict[str, tuple[tuple[float, float, str], ...]] = {
     "bytes": ((0.0, 1.0, "B"), (1e3, 1e3, "kB"), (1e6, 1e6, "MB"), (1e9, 1e9, "GB"), (1e12, 1e12, "TB")),
     "J": ((0.0, 1e-3, "mJ"), (1.0, 1.0, "J"), (1e3, 1e3, "kJ"), (1e6, 1e6, "MJ"), (1e9, 1e9, "GJ")),
     "W": ((0.0, 1.0, "W"), (1e4, 1e3, "kW"), (1e6, 1e6, "MW")),
-    "fraction": ((0.0, 0.01, "%"),),
 }  # fmt: skip
 
 
@@ -33,8 +32,8 @@ def axis_unit(unit: str, largest: float) -> tuple[float, str]:
         return 1.0, {"": "", "USD": "$"}.get(unit, unit)
     # Three significant digits decide, so that 999.7 ms becomes 1.00 s and not 1,000 ms.
     shown = float(f"{abs(largest):.2e}")
-    if shown == 0 and unit == "s":
-        return 1.0, "s"
+    if shown == 0:
+        return 1.0, unit if unit != "bytes" else "B"
     _, size, name = next(scale for scale in reversed(scales) if shown >= scale[0])
     return size, name
 
@@ -43,17 +42,30 @@ def human(value: float | None, unit: str) -> str:
     """A value in SI with its unit, as text: `412 ms`, `61.5%`, `$0.83`; `–` for a missing one."""
     if value is None:
         return "–"
+    if unit == "fraction":
+        return f"{_percent(100.0 * value)}%"
     if unit == "USD":
         return f"${value:,.2f}" if abs(value) >= 10 else f"${significant(value)}"
     size, name = axis_unit(unit, value)
     number = f"{value:,}" if isinstance(value, int) and size == 1.0 else significant(value / size)
-    return f"{number}%" if name == "%" else f"{number} {name}".rstrip()
+    return f"{number} {name}".rstrip()
+
+
+def _percent(value: float) -> str:
+    """One decimal, more where it decides: 0.02% is not 0% and 99.97% is not 100%."""
+    if value in {0.0, 100.0}:
+        return f"{value:.0f}"
+    if 0.0 < value < 0.005:
+        return "<0.01"
+    if 1.0 <= value < 99.0:
+        return f"{value:.1f}"
+    return significant(value, 2) if value < 1.0 else f"{min(value, 99.99) if value < 100.0 else value:.2f}"
 
 
 def words(key: str) -> str:
     """A label made of a JSON key: `attention_decode` becomes `Attention decode`; names such as HBM keep capitals."""
     special = {"hbm": "HBM", "kv": "KV", "gpu": "GPU", "lm": "LM", "moe": "MoE", "tp": "TP", "cuda": "CUDA",
-               "slo": "SLO", "gpus": "GPUs", "usd": "USD"}  # fmt: skip
+               "nvlink": "NVLink", "pcie": "PCIe", "slo": "SLO", "gpus": "GPUs", "usd": "USD"}  # fmt: skip
     parts = [special.get(part, part) for part in key.replace("-", "_").split("_") if part]
     text = " ".join(parts)
     return text[:1].upper() + text[1:]

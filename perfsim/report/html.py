@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfsim.metrics.definitions import LATENCIES, STATISTICS, metric
 from perfsim.report import figures, scenario
-from perfsim.report.format import human, words
+from perfsim.report.format import human
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
@@ -79,7 +79,9 @@ def _tiles(result: Result) -> str:
     tiles.append(_tile(result, "kv_cache.occupancy_peak", f"{mean} on average"))
     if result.bound:
         share, name = max((share, name) for name, share in result.bound.items())
-        tiles.append(_card("Bound by", words(name), f"for {human(share, 'fraction')} of busy time", ""))
+        tiles.append(
+            _card("Bound by", metric(f"bound.{name}").label, f"for {human(share, 'fraction')} of busy time", "")
+        )
     for key, total in (("cost.usd_per_million_output_tokens", "cost.usd"), ("energy.joules_per_output_token",
                                                                            "energy.joules")):  # fmt: skip
         numbers = result.numbers()
@@ -159,7 +161,7 @@ def _where(result: Result) -> str:
         ("Memory of each GPU", figures.memory(result)),
     )
     right = (
-        ("Load", _metric_table(result, _LOAD)),
+        ("Load", _metric_table(result, (*_LOAD, *(key for key in numbers if key.startswith("rejected_for."))))),
         ("Cost", _metric_table(result, tuple(key for key in numbers if key.startswith("cost.")))),
         ("Energy", _metric_table(result, tuple(key for key in numbers if key.startswith("energy.")))),
     )

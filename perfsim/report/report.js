@@ -3,7 +3,6 @@
 (() => {
   const scales = {
     s: [[7200, 3600, "h"], [180, 60, "min"], [1, 1, "s"], [1e-3, 1e-3, "ms"], [1e-6, 1e-6, "µs"], [0, 1e-9, "ns"]],
-    fraction: [[0, 0.01, "%"]],
   };
   const digits = (value) => {
     if (value === 0) return "0";
@@ -13,8 +12,9 @@
   };
   const human = (value, unit) => {
     if (value === 0 && unit === "s") return "0 s";
+    if (unit === "fraction") return `${(100 * value).toFixed(1)}%`;
     const scale = (scales[unit] || [[0, 1, unit]]).find((row) => Math.abs(value) >= row[0]);
-    return digits(value / scale[1]) + (scale[2] === "%" ? "%" : " " + scale[2]);
+    return `${digits(value / scale[1])} ${scale[2]}`;
   };
   const tip = document.createElement("div");
   tip.id = "tip";

@@ -23,14 +23,15 @@ def subtitle(result: Result) -> str:
     """Traffic and size of the run in one line."""
     workload = result.scenario["workload"]
     if workload["kind"] == "trace":
-        traffic = f"trace {workload['trace'].replace(chr(92), '/').rsplit('/', 1)[-1]}"
+        traffic = f"trace {_file_name(workload['trace'])}"
     else:
         traffic = f"synthetic traffic, {workload['arrivals']['kind']} arrivals"
     counts = result.metrics["counts"]
     parts = [traffic, f"{counts['completed']:,} requests served"]
     if counts["rejected"]:
         parts.append(f"{counts['rejected']:,} rejected")
-    parts.append(f"{human(result.metrics['makespan_s'], 's')} simulated")
+    if result.metrics["makespan_s"] is not None:
+        parts.append(f"{human(result.metrics['makespan_s'], 's')} simulated")
     return " · ".join(parts)
 
 
@@ -47,12 +48,15 @@ def first_guess(result: Result) -> bool:
 
 def sections(scenario: Json) -> list[tuple[str, Rows]]:
     """Titled groups of (name, value) rows: model, hardware, policy, workload."""
+    workload = scenario["workload"]
+    if workload["kind"] == "trace":
+        workload = {**workload, "trace": _file_name(workload["trace"])}
     policy = [("Tensor parallel", str(scenario["parallel"]["tp"])), *flatten(scenario["policy"], raw=True)]
     return [
         ("Model", _model(scenario["model"])),
         ("Hardware", _hardware(scenario["hardware"])),
         ("Serving policy", policy),
-        ("Workload", flatten(scenario["workload"])),
+        ("Workload", flatten(workload)),
     ]
 
 
@@ -66,6 +70,11 @@ def flatten(tree: Json, prefix: str = "", *, raw: bool = False) -> Rows:
         elif value is not None and value != []:
             rows.append((prefix + label, _leaf(value)))
     return rows
+
+
+def _file_name(trace: str) -> str:
+    """A trace without its folders: where a file lies on one machine is no part of a result."""
+    return trace.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _leaf(value: Any) -> str:
@@ -111,11 +120,12 @@ def _hardware(node: Json) -> Rows:
     peak = ", ".join(f"{dtype} {significant(rate / 1e12)}" for dtype, rate in gpu["peak_flops"].items())
     price = gpu.get("price_per_hour")
     return [
-        ("Node", f"{node['label']}: {node['accelerator_count']} × {gpu['label']}"),
+        ("Node", f"{node['label']}, {node['accelerator_count']} GPUs"),
+        ("GPU", str(gpu["label"])),
         ("Memory", f"{human(memory['capacity'], 'bytes')} {memory['kind'].upper()} at "
                    f"{human(memory['read_bandwidth'], 'bytes')}/s per GPU"),
         ("Dense peak", f"{peak} TFLOP/s per GPU"),
-        ("GPU to GPU", f"{link['kind']}, {human(link['bandwidth'], 'bytes')}/s each way"),
+        ("GPU to GPU", f"{words(link['kind'])}, {human(link['bandwidth'], 'bytes')}/s each way"),
         ("Power", f"{human(gpu['tdp'], 'W')} per GPU at most, {human(node['host_power'], 'W')} host"),
         ("Price", "not published" if price is None else f"{human(price, 'USD')} per GPU and hour"),
     ]  # fmt: skip

@@ -39,15 +39,18 @@ def linear_ticks(low: float, high: float, about: int) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 x 10^n inside [low, high], only the powers of ten when that would be more than nine."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
-        ticks = [digit * 10.0**power for power in powers for digit in digits]
+def log_time_ticks(low: float, high: float) -> list[float]:
+    """At most eight round durations inside [low, high] seconds: 1, 2, 5 x 10^n seconds, minutes or hours."""
+    inside: list[float] = []
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        # 50 s and 50 min would crowd the minute and the hour that follow.
+        ticks = [digit * 10.0**power for power in range(-9, 2) for digit in digits if digit * 10.0**power < 50]
+        ticks += [60.0 * digit * 10**power for power in range(2) for digit in digits if digit * 10**power < 50]
+        ticks += [3600.0 * digit * 10.0**power for power in range(12) for digit in digits]
         inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
         if len(inside) <= 8:
-            break
-    return inside
+            return inside
+    return inside[:: math.ceil(len(inside) / 8)]
 
 
 def px(value: float) -> str:

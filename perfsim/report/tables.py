@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfsim.metrics.definitions import LATENCIES, STATISTICS, metric
 from perfsim.report import scenario
-from perfsim.report.format import human, words
+from perfsim.report.format import human
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -96,7 +96,10 @@ def _headline(result: Result) -> Table:
             table.add_row(definition.label, human(numbers[key], definition.unit))
     if result.bound:
         shares = sorted(((share, name) for name, share in result.bound.items() if share > 0), reverse=True)[:2]
-        table.add_row("Bound by", ", ".join(f"{words(name)} {human(share, 'fraction')}" for share, name in shares))
+        table.add_row(
+            "Bound by",
+            ", ".join(f"{metric(f'bound.{name}').label} {human(share, 'fraction')}" for share, name in shares),
+        )
     return table
 
 

@@ -22,9 +22,11 @@ class Ledger:
         self.gap_seconds = 0.0
         self.decode_seconds = 0.0
         self.requests = 0
+        self.last_arrival = 0.0
 
     def add_requests(self, columns: Columns) -> None:
         self.requests += len(columns["finish_s"])
+        self.last_arrival = max(self.last_arrival, float(columns["arrival_s"].max()))
         self.kv_tokens += float((columns["prompt_tokens"] + columns["output_tokens"] - 1).sum())
         self.engine_seconds += float((columns["finish_s"] - columns["queued_s"]).sum())
         self.decode_seconds += float((columns["finish_s"] - columns["first_token_s"]).sum())

@@ -26,7 +26,12 @@ Progress = Callable[[int, float], None]
 
 
 def run_open_loop(
-    engine: Drivable, chunks: Iterable[RequestChunk], *, ingress: float, block_size: int, progress: Progress | None = None
+    engine: Drivable,
+    chunks: Iterable[RequestChunk],
+    *,
+    ingress: float,
+    block_size: int,
+    progress: Progress | None = None,
 ) -> int:
     """Send every request at its time; returns how many there were. `ingress` is seconds from client to engine queue."""
     sent = 0

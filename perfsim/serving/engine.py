@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, sqrt
 
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import attended_pairs, context_read
@@ -24,17 +23,10 @@ from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_in_order
+from perfsim.serving.timing import TIME_EPS, run_seconds, steps_until
 from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
 
-# An arrival within a nanosecond after a step boundary is seen at that boundary, so that rounding of closed-form times
-# cannot move it across: no clock in the system being modelled is finer.
-TIME_EPS = 1e-9
 _NO_LIMIT = 1 << 62
-
-
-def run_seconds(count: int, first: float, slope: float) -> float:
-    """Length of `count` steps of which step i lasts first + i * slope."""
-    return count * first + slope * (count * (count - 1) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +109,7 @@ class Engine:
             self.now = request.queued
 
     def advance(self, until: float) -> None:
-        """Simulate every step boundary before `until`; the step in flight then ends at the first boundary not before."""
+        """Simulate every step boundary before `until`; the step in flight then ends at the first one not before it."""
         self.until = until
         while self.now < self.until - TIME_EPS:
             self._complete()
@@ -330,7 +322,8 @@ class Engine:
         context, growth = batch.attended()
         count, first, slope = self.steps.decode_run(batch.size, context, growth, limit)
         if count > 1 and now + run_seconds(count, first, slope) >= self.until - TIME_EPS:
-            whole, count = count, self._steps_until(now, first, slope, count)
+            whole = count
+            count = steps_until(self.until - TIME_EPS, now=now, first=first, slope=slope, most=whole)
             if self.config.async_scheduling and count < whole:
                 count += 1  # the batch of the step after `until` is formed before it
         if count > 1:
@@ -338,22 +331,6 @@ class Engine:
             if blocks:
                 kv.take(blocks)
         self._record(now, count, first, slope, batch.size, batch.size, 0, context, growth, self._zeros, self._zeros)
-
-    def _steps_until(self, now: float, first: float, slope: float, most: int) -> int:
-        """The smallest number of steps, at most `most`, whose end is not before `until`."""
-        target = self.until - TIME_EPS
-        span = target - now
-        if slope <= 0.0:
-            count = ceil(span / first)
-        else:
-            linear = first - slope / 2
-            count = ceil((sqrt(linear * linear + 2 * slope * span) - linear) / slope)
-        count = max(1, min(count, most))
-        while count > 1 and now + run_seconds(count - 1, first, slope) >= target:
-            count -= 1
-        while count < most and now + run_seconds(count, first, slope) < target:
-            count += 1
-        return count
 
     def _record(
         self, now: float, count: int, first: float, slope: float, tokens: int, logits: int, prefill: int,

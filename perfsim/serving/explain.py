@@ -44,7 +44,11 @@ class Explanation:
         gpu = np.zeros_like(steps)
         joules = np.zeros_like(steps)
         for part in gpu_parts(
-            shape, model=scenario.model, node=scenario.hardware, tp=scenario.parallel.tp, calibration=scenario.calibration
+            shape,
+            model=scenario.model,
+            node=scenario.hardware,
+            tp=scenario.parallel.tp,
+            calibration=scenario.calibration,
         ):
             gpu = gpu + part.seconds
             joules = joules + part.joules

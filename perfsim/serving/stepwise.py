@@ -15,12 +15,11 @@ from perfsim.ops.step import attended_pairs, context_read
 from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
+from perfsim.serving.timing import TIME_EPS
 from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
 
 if TYPE_CHECKING:
     from perfsim.serving.engine import EngineConfig
-
-TIME_EPS = 1e-9
 
 
 class StepwiseEngine:

@@ -1,4 +1,4 @@
-"""Measured and guessed coefficients that turn work into time: one efficiency set per device, one overhead set per engine.
+"""Measured and guessed coefficients that turn work into time: one set per device, one set per engine.
 
 The loader fills a Calibration from `hardware/calibration/*.yaml`; the cost model reads nothing else. `status` and
 `source` travel with the numbers, so that a result can say which of them were never fitted.

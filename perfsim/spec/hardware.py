@@ -56,7 +56,9 @@ class Accelerator(Spec):
     sram_per_sm_bytes: Bytes
     tdp: Watts
     idle_power: Watts
-    price_per_hour: float | None = Field(ge=0, description="US dollars per GPU and hour; None when nothing is published")
+    price_per_hour: float | None = Field(
+        ge=0, description="US dollars per GPU and hour; None when nothing is published"
+    )
     release_year: int
     sources: dict[str, Fact] = Field(default_factory=dict)
 

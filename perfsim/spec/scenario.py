@@ -52,10 +52,18 @@ class Scenario(Spec):
 
         return replaced(self, changes)
 
+    def portable(self) -> dict[str, Any]:
+        """This scenario as JSON values that are the same on every machine: of a trace's path, the file name is left."""
+        content = self.model_dump(mode="json")
+        if content["workload"].get("content_hash"):
+            content["workload"]["trace"] = Path(content["workload"]["trace"]).name
+        return content
+
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON of this scenario, without its name, the sources of facts and a trace's path."""
-        content = self.model_dump(mode="json", exclude={"name"})
+        """SHA-256 of the canonical JSON of this scenario, without its name, the sources of facts and a trace's name."""
+        content = self.portable()
+        content.pop("name")
         if content["workload"].get("content_hash"):
             content["workload"].pop("trace")
         content["hardware"].pop("sources")

@@ -49,9 +49,7 @@ class GeometricLength(Spec):
     mean: float = Field(ge=1, le=1e8)
 
 
-Length = Annotated[
-    FixedLength | UniformLength | LognormalLength | GeometricLength, Field(discriminator="kind")
-]
+Length = Annotated[FixedLength | UniformLength | LognormalLength | GeometricLength, Field(discriminator="kind")]
 
 
 class PoissonArrivals(Spec):

@@ -139,4 +139,4 @@ class Checker:
 def _number(value: float) -> str:
     if math.isnan(value):
         return "NaN or an empty value"
-    return f"{value:.9g}"
+    return f"{value:.12g}"

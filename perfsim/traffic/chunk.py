@@ -27,7 +27,7 @@ class RequestChunk:
     arrival_s: float64[n], seconds from the start of the stream, non-decreasing; all zeros in a closed loop, where the
         simulator decides when a request is sent.
     prompt_tokens, output_tokens: int64[n], at least 1.
-    priority: int64[n], lower is served first (vLLM's convention), or None when all are equal.
+    priority: int64[n], lower is served first (vLLM's convention), or None when all are 0.
 
     What a prompt shares with earlier prompts comes in one of two forms, or not at all:
 

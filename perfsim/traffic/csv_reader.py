@@ -18,8 +18,8 @@ from perfsim.traffic.layout import Layout, file_name, find_layout, first_line, s
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A row, block ids included, must fit in a block.
-BLOCK_BYTES = 4 << 20
+# A row, block ids included, must fit in a block, and Arrow holds several blocks at once.
+BLOCK_BYTES = 2 << 20
 _NUMBER = re.compile(
     r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*|\s*-?(nan|inf|infinity)\s*", re.IGNORECASE | re.ASCII
 )

@@ -1,0 +1,58 @@
+"""The closed form's answer in the shape of a simulated one: means where there are means, nothing elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from perfsim.metrics.aggregate import Aggregated
+from perfsim.metrics.definitions import LATENCIES, STATISTICS
+from perfsim.metrics.summary import Outcome
+from perfsim.units import HOUR
+
+if TYPE_CHECKING:
+    from perfsim.serving.closed_form import SteadyState
+
+
+def steady_outcome(steady: SteadyState) -> Outcome:
+    """One hour of the steady state; percentiles, breakdown and energy are what only a simulation knows."""
+    known = {"ttft": steady.ttft, "engine_ttft": steady.engine_ttft, "tpot": steady.tpot, "e2e": steady.e2e}
+    latencies = {name: {stat: known.get(name) if stat == "mean" else None for stat in STATISTICS} for name in LATENCIES}
+    served = min(steady.rate, steady.max_rate)
+    requests = round(served * HOUR)
+    counts = {
+        "requests": requests,
+        "completed": requests,
+        "rejected": 0,
+        "prompt_tokens": round(served * HOUR * steady.prompt_tokens),
+        "output_tokens": round(served * HOUR * steady.output_tokens),
+        "cached_tokens": round(served * HOUR * steady.cached_tokens),
+        "preemptions": 0,
+    }
+    metrics: dict[str, Any] = {
+        **latencies,
+        "makespan_s": HOUR,
+        "throughput": {
+            "requests_per_s": served,
+            "output_tokens_per_s": served * steady.output_tokens,
+            "prompt_tokens_per_s": served * steady.prompt_tokens,
+            "total_tokens_per_s": served * (steady.prompt_tokens + steady.output_tokens),
+            "max_requests_per_s": steady.max_rate,
+        },
+        "load": steady.load,
+        "counts": counts,
+        "prefix_cache": {"hit_rate": steady.cached_tokens / steady.prompt_tokens},
+        "goodput": {"requests": None, "fraction": None, "requests_per_s": None},
+        "slo": {"holds": None, "verdicts": []},
+        "batch": {"mean_sequences": steady.sequences},
+    }
+    notes = ["closed form of the steady state: means only, see `perfsim simulate` for percentiles and energy"]
+    if steady.e2e is None:
+        notes.insert(
+            0,
+            f"unstable: {steady.rate:.3g} requests/s arrive, at most {steady.max_rate:.3g} can be served; queues grow",
+        )
+    simulation = {"requests": 0, "steps": 0, "segments": 0}
+    aggregated = Aggregated(
+        metrics=metrics, curves={}, timeline={}, simulation=simulation, makespan_s=HOUR, littles_law=None
+    )
+    return Outcome(aggregated, seconds={}, bound={}, dynamic_joules=None, rejected={}, notes=tuple(notes))
