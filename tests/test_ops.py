@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batches import Chunks, batch_shape, decodes, prefills, stacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batches import Chunks, batch_shape, decodes, prefills, stacked
 from perfsim.ops.op import Collective, Op
 from perfsim.ops.step import StepShape, attended_pairs, context_read
 from perfsim.ops.transformer import distinct_experts, lower

@@ -88,8 +88,8 @@ def test_figures_are_well_formed_and_inside_their_frames(result: Result) -> None
 def test_headline_numbers_verdicts_and_origin_are_on_the_page(result: Result) -> None:
     page = report_html(result)
     for text in (human(result.metrics["ttft"]["p95"], "s"), human(result.cost["usd"], "USD"), "broken",
-                 "Memory bandwidth", "first-guess coefficients", "calibration.engine.step_host", result.scenario_hash, "max_num_seqs",
-                 "Llama-3.1-70B-Instruct", *result.warnings):  # fmt: skip
+                 "Memory bandwidth", "first-guess coefficients", "calibration.engine.step_host",
+                 result.scenario_hash, "max_num_seqs", "Llama-3.1-70B-Instruct", *result.warnings):  # fmt: skip
         assert text in page, text
 
 

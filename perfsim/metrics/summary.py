@@ -46,7 +46,7 @@ def make_result(scenario: Scenario, memory: MemoryPlan, outcome: Outcome, *, ver
         breakdown["idle"] = max(0.0, makespan - busy)
     return Result(
         perfsim_version=version,
-        scenario=scenario.model_dump(mode="json"),
+        scenario=scenario.portable(),
         scenario_hash=scenario.hash,
         seed=scenario.seed,
         metrics=aggregated.metrics,

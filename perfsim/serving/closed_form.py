@@ -9,7 +9,7 @@ the distribution of the work (Kelly, "Reversibility and Stochastic Networks", 19
 Prefill takes its share of the time: t(n) = decode step / (1 - lambda x prefill seconds). Beyond the slots or the KV
 pool (n_max sequences) requests wait, and the product continues with the rate of n_max. A first token waits for a slot,
 for prefills ahead of it (Pollaczek-Khinchine), for the step in flight (and one more under async scheduling), and for
-its own steps. Neglected: correlation of arrivals, evictions from the prefix cache, preemption, and the spread of
+its own steps. Neglected: correlation of arrivals, preemption, and the spread of
 everything: only means are reported. Within 10% of the simulation below 80% load (tested).
 """
 
@@ -76,7 +76,12 @@ class _Replica:
 
 def steady_state(scenario: Scenario, plan: ReplicaPlan, *, trace_path: TracePath | None) -> SteadyState:
     """Solve the steady state of `scenario`; a closed loop is solved for the rate its clients reach."""
-    demand = demand_of(scenario, trace_path=trace_path, max_model_len=plan.config.max_model_len)
+    demand = demand_of(
+        scenario,
+        trace_path=trace_path,
+        max_model_len=plan.config.max_model_len,
+        pool_tokens=plan.config.total_blocks * plan.config.block_size,
+    )
     replica = _price(plan, demand)
     most = _saturation(replica)
     if demand.rate is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ SAMPLE = 1 << 17  # requests that are looked at: the mean of a lognormal with si
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Demand:
-    """Arrays over the sampled requests: tokens of the prompt, of those found in a boundless cache, and of the output.
+    """Arrays over the sampled requests: tokens of the prompt, of those found in the prefix cache, and of the output.
 
     `rate` is requests/s (None in a closed loop, which has `clients` and `think_time` instead).
     """
@@ -30,7 +31,7 @@ class Demand:
     think_time: float = 0.0
 
 
-def demand_of(scenario: Scenario, *, trace_path: TracePath | None, max_model_len: int) -> Demand:
+def demand_of(scenario: Scenario, *, trace_path: TracePath | None, max_model_len: int, pool_tokens: int) -> Demand:
     """Look at the first `SAMPLE` requests of the scenario's workload; requests beyond `max_model_len` are left out."""
     workload, arrivals = scenario.workload, scenario.workload.arrivals
     closed = is_closed_loop(workload)
@@ -40,14 +41,14 @@ def demand_of(scenario: Scenario, *, trace_path: TracePath | None, max_model_len
         chunks = stream(workload, seed=scenario.seed, trace_path=trace_path)
     caching = scenario.policy.enable_prefix_caching
     parts: list[NDArray[np.float64]] = []
-    seen: set[int] = set()
+    cache = _Cache(pool_tokens)
     first, last, count = None, 0.0, 0
     for whole in chunks:
         chunk = whole.head(SAMPLE - count)
         if first is None:
             first = float(chunk.arrival_s[0])
         last, count = float(chunk.arrival_s[-1]), count + len(chunk)
-        cached = _found(chunk, seen, scenario.policy.block_size) if caching else np.zeros(len(chunk))
+        cached = cache.found(chunk, scenario.policy.block_size) if caching else np.zeros(len(chunk))
         parts.append(np.stack([chunk.prompt_tokens, cached, chunk.output_tokens]).astype(np.float64))
         if count >= SAMPLE:
             break
@@ -59,21 +60,34 @@ def demand_of(scenario: Scenario, *, trace_path: TracePath | None, max_model_len
     return Demand(table[0], table[1], table[2], rate=rate, clients=clients, think_time=think)
 
 
-def _found(chunk: RequestChunk, seen: set[int], block_size: int) -> NDArray[np.float64]:
-    """Prompt tokens that a cache which never forgets would already hold; at least one is always computed."""
-    found = np.zeros(len(chunk))
-    if chunk.hash_block_ids is not None:
-        for index, ids in enumerate(chunk.hash_block_ids):
-            hits = 0
-            for key in ids or ():
-                if key not in seen:
-                    break
-                hits += 1
-            seen.update(ids or ())
-            found[index] = hits * chunk.hash_block_tokens
-    elif chunk.prefix_id is not None and chunk.prefix_tokens is not None:
-        for index, (key, tokens) in enumerate(zip(chunk.prefix_id.tolist(), chunk.prefix_tokens.tolist(), strict=True)):
-            found[index] = tokens if key in seen else 0
-            seen.add(key)
-    most = (chunk.prompt_tokens - 1) // block_size * block_size
-    return np.minimum(found // block_size * block_size, most)
+class _Cache:
+    """The most recently used prompt pieces that fit the KV pool; what decoding holds of it is neglected."""
+
+    def __init__(self, pool_tokens: int) -> None:
+        self._pool_tokens = pool_tokens
+        self._pieces: OrderedDict[int, None] = OrderedDict()
+
+    def found(self, chunk: RequestChunk, block_size: int) -> NDArray[np.float64]:
+        """Prompt tokens already held, per request; at least one is always computed."""
+        found = np.zeros(len(chunk))
+        if chunk.hash_block_ids is not None:
+            size = chunk.hash_block_tokens
+            for index, ids in enumerate(chunk.hash_block_ids):
+                found[index] = self._leading(ids or [], size) * size
+        elif chunk.prefix_id is not None and chunk.prefix_tokens is not None:
+            for index, (key, size) in enumerate(
+                zip(chunk.prefix_id.tolist(), chunk.prefix_tokens.tolist(), strict=True)
+            ):
+                found[index] = self._leading([key], size) * size
+        most = (chunk.prompt_tokens - 1) // block_size * block_size
+        return np.minimum(found // block_size * block_size, most)
+
+    def _leading(self, keys: list[int], tokens: int) -> int:
+        """How many leading keys are held; all of them are, the first most firmly, afterwards."""
+        hits = next((index for index, key in enumerate(keys) if key not in self._pieces), len(keys))
+        for key in reversed(keys):
+            self._pieces[key] = None
+            self._pieces.move_to_end(key)
+        while self._pieces and len(self._pieces) * tokens > self._pool_tokens:
+            self._pieces.popitem(last=False)
+        return hits

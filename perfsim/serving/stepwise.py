@@ -90,6 +90,7 @@ class StepwiseEngine:
             request.computed += tokens
         for request, _ in sorted(self.batch, key=lambda item: (item[0].emitted == 0, item[0].index)):
             if request.computed == request.target:
+                request.decoding = True
                 self._emit(request)
         self.batch = []
 
@@ -207,6 +208,7 @@ class StepwiseEngine:
         self.lost_tokens += request.computed
         self._release(request, slots, resumes=True)
         request.computed = 0
+        request.decoding = False
         request.preemptions += 1
         self.running.remove(request)
         self.waiting.push_preempted(request)
@@ -216,8 +218,8 @@ class StepwiseEngine:
         self.kv.put_back_blank(self.config.window_blocks)
 
     def _execute(self, batch: list[tuple[Request, int]]) -> None:
-        decodes = [request for request, _ in batch if request.emitted and request.computed == request.target - 1]
-        prefills = [(request, tokens) for request, tokens in batch if request not in decodes]
+        decodes = [request for request, _ in batch if request.decoding]
+        prefills = [(request, tokens) for request, tokens in batch if not request.decoding]
         new = sum(tokens for _, tokens in prefills)
         context, growth, pairs, read = [], [], [], []
         for window in self.windows:
