@@ -143,7 +143,7 @@ def scenarios(draw):
     return draw(st.sampled_from(["gqa", "mla", "windowed"])), config, chunk, clients, draw(st.sampled_from([0.0, 0.03]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(scenarios())
 def test_fast_forward_equals_stepwise(scenario) -> None:
     kind, config, chunk, clients, think = scenario

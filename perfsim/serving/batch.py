@@ -24,7 +24,7 @@ class DecodeBatch:
         self.context = 0
         self.block_size = block_size
         self.block_phase = [0] * block_size
-        self.completions: list[tuple[int, int, Request]] = []
+        self.completions: list[tuple[int, int, int, Request]] = []  # (last step, admission, stint, request)
         self.windows = windows
         self.window_sums = [WindowSum(window) for window in windows if window is not None]
 
@@ -33,11 +33,12 @@ class DecodeBatch:
         step = self.step
         request.base = request.computed - step
         request.decoding = True
+        request.stint += 1
         request.finish_step = step + request.output - request.emitted - 1
         self.size += 1
         self.context += request.computed + 1
         self.block_phase[-request.base % self.block_size] += 1
-        heappush(self.completions, (request.finish_step, request.index, request))
+        heappush(self.completions, (request.finish_step, request.order, request.stint, request))
         for window in self.window_sums:
             window.join(request, step)
 
@@ -57,15 +58,15 @@ class DecodeBatch:
         """A sequence whose last token came out of the step before `step`; None when there is no more."""
         completions, last = self.completions, self.step - 1
         while completions and completions[0][0] <= last:
-            _, _, request = heappop(completions)
-            if request.decoding and request.finish_step == last:
+            _, _, stint, request = heappop(completions)
+            if request.decoding and request.stint == stint:
                 return request
         return None
 
     def steps_left(self) -> int:
         """Steps from `step` on, in which no sequence completes before the last one and no window fills."""
         completions = self.completions
-        while not (completions[0][2].decoding and completions[0][2].finish_step == completions[0][0]):
+        while not (completions[0][3].decoding and completions[0][3].stint == completions[0][2]):
             heappop(completions)
         left = completions[0][0] - self.step + 1
         for window in self.window_sums:

@@ -22,7 +22,7 @@ from perfsim.serving.batch import DecodeBatch
 from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
-from perfsim.serving.running import schedule_in_order
+from perfsim.serving.running import schedule_in_order, schedule_together
 from perfsim.serving.timing import TIME_EPS, run_seconds, steps_until
 from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
 
@@ -76,7 +76,7 @@ class Engine:
         self.in_flight = False
         self.batch = DecodeBatch(block_size=config.block_size, windows=windows)
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
-        self.submitted = 0
+        self.submitted = self.admissions = self.preemptions = 0
         self.scheduled_tokens = 0
         self.saved_tokens = 0  # found in the prefix cache
         self.lost_tokens = 0  # dropped by preemptions
@@ -158,14 +158,20 @@ class Engine:
             self._see_arrivals(self.last_start if lagging else self.now)
         if self.ended and not lagging:
             self._give_back()
+        preemptions = self.preemptions
         if self._schedule(self.now):
             return True
         self.in_flight = False
-        if not lagging:
+        if lagging:
+            self._see_arrivals(self.now)
+            self._give_back()
+        elif self.preemptions == preemptions:
             return False
-        self._see_arrivals(self.now)
-        self._give_back()
-        return self._schedule(self.now)
+        while not self._schedule(self.now):  # a step in which everyone was preempted runs nothing; then blocks are free
+            if self.preemptions == preemptions:
+                return False
+            preemptions = self.preemptions
+        return True
 
     def _see_arrivals(self, cutoff: float) -> None:
         incoming = self.incoming
@@ -178,6 +184,8 @@ class Engine:
     def _give_back(self) -> None:
         """Free the blocks and slots of requests that ended."""
         if self.ended:
+            if len(self.ended) > 1:
+                self.ended.sort(key=_admission)  # vLLM goes through the running requests in order
             for request in self.ended:
                 self._free(request, request.prompt + request.output - 1, resumes=False)
                 del self.running[request]
@@ -186,10 +194,15 @@ class Engine:
 
     def _schedule(self, now: float) -> bool:
         """Form a batch as vLLM does: running requests first, then admissions while blocks, slots and budget last."""
-        chunks = self._together()
-        if not chunks and chunks is not None and self.batch.size and (self.blocked or not self.waiting):
-            self._jump(now, limit=1 if self.late else _NO_LIMIT)
-            return True
+        batch, kv = self.batch, self.kv
+        if batch.size and not self.prefilling and (self.blocked or not self.waiting):
+            need = batch.block_phase[batch.step % batch.block_size]
+            if need <= kv.free:
+                if need:
+                    kv.take(need)
+                self._jump(now, limit=1 if self.late else _NO_LIMIT)
+                return True
+        chunks = schedule_together(self)
         stalled: list[Request] = []
         preempted = False
         if chunks is None:
@@ -208,39 +221,6 @@ class Engine:
             self.batch.join(request)
         self.stalled = stalled
         return executed
-
-    def _together(self) -> list[tuple[Request, int]] | None:
-        """Blocks for all running requests at once, and the prefill chunks; None when order or preemption may matter.
-
-        Order matters when the budget cannot serve everyone, unless the only prefill comes last anyway.
-        """
-        kv, batch = self.kv, self.batch
-        size = batch.block_size
-        need = batch.block_phase[batch.step % size]
-        chunks: list[tuple[Request, int]] = []
-        if self.prefilling:
-            config = self.config
-            budget = config.max_num_batched_tokens - batch.size
-            last = len(self.prefilling) == 1 and self.prefilling[0] is next(reversed(self.running))
-            for request in self.prefilling:
-                tokens = request.prompt + request.emitted - request.computed
-                if config.long_prefill_token_threshold and len(self.running) + len(self.waiting) > 1:
-                    tokens = min(tokens, config.long_prefill_token_threshold)
-                if tokens > budget:
-                    if not last or budget <= 0:
-                        return None
-                    tokens = budget
-                budget -= tokens
-                need += -(-(request.computed + tokens) // size) - -(-request.computed // size)
-                chunks.append((request, tokens))
-        if need > kv.free:
-            return None
-        if need:
-            kv.take(need)
-        for request, tokens in chunks:
-            if request.keys:
-                kv.commit(request, (request.computed + tokens) // size)
-        return chunks
 
     def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
         config, kv, waiting, running = self.config, self.kv, self.waiting, self.running
@@ -276,6 +256,8 @@ class Engine:
             if request.scheduled < 0.0:
                 request.scheduled = max(self.now, request.queued)
                 request.cached = cached
+            self.admissions += 1
+            request.order = self.admissions
             running[request] = None
             self.prefilling.append(request)
             chunks.append((request, chunk))
@@ -290,24 +272,33 @@ class Engine:
         decodes = self.batch.size
         context, growth = self.batch.attended()
         new = 0
-        pairs = [0] * len(self.windows)
-        read = [0] * len(self.windows)
+        emitting = self.emitting
         for request, chunk in chunks:
             new += chunk
-            past = request.computed
-            for index, window in enumerate(self.windows):
-                pairs[index] += attended_pairs(chunk, past, window)
-                read[index] += context_read(chunk, past, window)
-            request.computed = past + chunk
+            request.computed += chunk
             if request.computed == request.prompt + request.emitted:
-                self.emitting.append(request)
-        if self.emitting:
-            self.prefilling = [request for request in self.prefilling if request not in self.emitting]
+                emitting.append(request)
+        if len(emitting) == len(self.prefilling):
+            self.prefilling = []
+        elif emitting:
+            self.prefilling = [request for request in self.prefilling if request not in emitting]
+        pairs, read = self._attention_work(chunks)
         logits = decodes + len(chunks)
-        seconds = self.steps.step_seconds(decodes + new, logits, decodes, context, new, tuple(pairs), tuple(read))
+        seconds = self.steps.step_seconds(decodes + new, logits, decodes, context, new, pairs, read)
         self._give_back()
         self.blocked = False
-        self._record(now, 1, seconds, 0.0, decodes + new, logits, new, context, growth, tuple(pairs), tuple(read))
+        self._record(now, 1, seconds, 0.0, decodes + new, logits, new, context, growth, pairs, read)
+
+    def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(causal pairs, K/V entries read) of prefill chunks that are computed already, per window."""
+        if len(chunks) == 1 and len(self.windows) == 1:
+            request, chunk = chunks[0]
+            end = request.computed
+            return (chunk * (end - chunk) + chunk * (chunk + 1) // 2,), (end,)
+        work = [(chunk, request.computed - chunk) for request, chunk in chunks]
+        pairs = [sum(attended_pairs(chunk, past, window) for chunk, past in work) for window in self.windows]
+        read = [sum(context_read(chunk, past, window) for chunk, past in work) for window in self.windows]
+        return tuple(pairs), tuple(read)
 
     def _jump(self, now: float, limit: int = _NO_LIMIT) -> None:
         """As many equal decode steps as nothing can change in; the first one's blocks are already taken."""
@@ -316,9 +307,10 @@ class Engine:
             limit = 1  # what arrived or was freed during the step in flight counts from the next one on
         if self.ended:
             self._give_back()
-        limit = min(limit, batch.steps_left())
         if limit > 1:
-            limit = batch.steps_with_blocks(kv.free, limit)
+            limit = min(limit, batch.steps_left())
+            if kv.free < batch.size * (limit // batch.block_size + 1):
+                limit = batch.steps_with_blocks(kv.free, limit)
         context, growth = batch.attended()
         count, first, slope = self.steps.decode_run(batch.size, context, growth, limit)
         if count > 1 and now + run_seconds(count, first, slope) >= self.until - TIME_EPS:
@@ -338,7 +330,7 @@ class Engine:
     ) -> None:  # fmt: skip
         """Write the segment down and move the clocks and sums to its end."""
         decodes = self.batch.size
-        self.recorder.segment(count, (
+        self.recorder.segment((
             now, count, first, slope, tokens, logits, decodes, decodes - len(self.late), decodes + len(self.emitting),
             prefill, len(self.running), len(self.waiting) + len(self.incoming), self.kv.total - self.kv.free,
             *context, *growth, *pairs, *read,
@@ -390,6 +382,11 @@ class Engine:
         self._free(request, tokens, resumes=True)
         request.computed = 0
         request.preemptions += 1
+        self.preemptions += 1
         del self.running[request]
         self.waiting.push_preempted(request)
         self.blocked = False
+
+
+def _admission(request: Request) -> int:
+    return request.order

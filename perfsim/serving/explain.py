@@ -13,6 +13,8 @@ from perfsim.ops.step import StepShape
 from perfsim.serving.recorder import Columns
 from perfsim.spec.scenario import Scenario
 
+ROOFLINE_BOUNDS = ("compute", "memory")  # what an operator over many batches may be bound by, batch by batch
+
 
 class Explanation:
     """A sink that adds up seconds per component and per limiting resource, and dynamic energy per GPU.
@@ -86,5 +88,5 @@ class Explanation:
         if isinstance(part.bound, str):
             self.bound[part.bound] = self.bound.get(part.bound, 0.0) + float(spent.sum())
             return
-        for name in np.unique(part.bound).tolist():
+        for name in ROOFLINE_BOUNDS:
             self.bound[name] = self.bound.get(name, 0.0) + float(spent[part.bound == name].sum())

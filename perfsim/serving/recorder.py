@@ -46,16 +46,17 @@ class Recorder:
     `logits` sequences are sampled per step, `emitted` of them put a token out (a partial prefill's sample is dropped).
     A segment is a run of `steps` equal-batch steps, step i lasting first_s + i * slope_s. `gap_sequences` of its decode
     sequences see exactly that step as the gap between two tokens; exceptional gaps (after a preemption or a stall) are
-    recorded on their own.
+    recorded on their own. `segments` and `steps` count what has been flushed.
     """
 
-    __slots__ = ("_gaps", "_limit", "_names", "_requests", "_segments", "_sinks", "finished", "rejected", "segments",
+    __slots__ = ("_gaps", "_limit", "_segment_limit", "_names", "_requests", "_segments", "_sinks", "finished", "rejected", "segments",
                  "steps")  # fmt: skip
 
     def __init__(self, sinks: tuple[Sink, ...], *, windows: int, chunk: int = 1 << 16) -> None:
         self._sinks = sinks
         self._names = segment_columns(windows)
         self._limit = chunk
+        self._segment_limit = chunk * len(self._names)
         self._requests = array("d")
         self._segments = array("d")
         self._gaps = array("d")
@@ -77,12 +78,10 @@ class Recorder:
     def reject(self, reason: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
-    def segment(self, steps: int, row: tuple[float, ...]) -> None:
+    def segment(self, row: tuple[float, ...]) -> None:
         """One run of steps; `row` follows `segment_columns`."""
         self._segments.extend(row)
-        self.steps += steps
-        self.segments += 1
-        if self.segments % self._limit == 0:
+        if len(self._segments) >= self._segment_limit:
             self._flush_segments()
 
     def gap(self, seconds: float) -> None:
@@ -110,6 +109,8 @@ class Recorder:
     def _flush_segments(self) -> None:
         if self._segments:
             table = np.array(self._segments).reshape(-1, len(self._names))
+            self.segments += len(table)
+            self.steps += int(table[:, self._names.index("steps")].sum())
             columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self._names)}
             for sink in self._sinks:
                 sink.add_segments(columns)

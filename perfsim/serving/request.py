@@ -19,8 +19,8 @@ class Request:
 
     __slots__ = (
         "arrival", "base", "cached", "computed", "decoding", "emitted", "ends", "finish", "finish_step", "first_token",
-        "held", "index", "keys", "last_token", "node_blocks", "node_index", "output", "position", "preemptions",
-        "priority", "prompt", "queued", "run", "run_start", "scheduled",
+        "held", "index", "keys", "last_token", "node_blocks", "node_index", "order", "output", "position", "preemptions",
+        "priority", "prompt", "queued", "run", "run_start", "scheduled", "stint",
     )  # fmt: skip
 
     def __init__(
@@ -43,7 +43,9 @@ class Request:
         self.emitted = 0  # output tokens produced
         self.cached = 0  # prompt tokens found in the prefix cache at the first admission
         self.preemptions = 0
+        self.order = 0  # place in the engine's sequence of admissions
         self.decoding = False
+        self.stint = 0  # how many times it has joined the decodes; tells live heap entries from stale ones
         self.base = 0
         self.finish_step = -1
         # KV bookkeeping, owned by KVCache

@@ -1,7 +1,8 @@
-"""The running requests of a step, one by one in vLLM's order: needed when blocks or budget may not suffice for all."""
+"""Tokens and blocks for the running requests of a step: all at once, or one by one in vLLM's order when it matters."""
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from perfsim.serving.request import Request
@@ -10,6 +11,45 @@ if TYPE_CHECKING:
     from perfsim.serving.engine import Engine
 
 Chunks = list[tuple[Request, int]]
+
+
+def schedule_together(engine: Engine) -> Chunks | None:
+    """Blocks for all running requests at once, and the prefill chunks; None when order or preemption may matter.
+
+    Order matters when the budget cannot serve everyone, and when taking blocks evicts what a prefill is about to
+    share; not if the prefills come last anyway.
+    """
+    kv, batch = engine.kv, engine.batch
+    size = batch.block_size
+    need = total = batch.block_phase[batch.step % size]
+    chunks: Chunks = []
+    needs: list[int] = []
+    if engine.prefilling:
+        config = engine.config
+        budget = config.max_num_batched_tokens - batch.size
+        last = engine.prefilling == list(islice(reversed(engine.running), len(engine.prefilling)))[::-1]
+        for request in engine.prefilling:
+            tokens = request.prompt + request.emitted - request.computed
+            if config.long_prefill_token_threshold and len(engine.running) + len(engine.waiting) > 1:
+                tokens = min(tokens, config.long_prefill_token_threshold)
+            if tokens > budget:
+                if not last or budget <= 0:
+                    return None
+                tokens = budget
+            budget -= tokens
+            needs.append(-(-(request.computed + tokens) // size) - -(-request.computed // size))
+            total += needs[-1]
+            chunks.append((request, tokens))
+        if total > kv.blank and not last:
+            return None
+    if total > kv.free:
+        return None
+    kv.take(need)
+    for (request, tokens), blocks in zip(chunks, needs, strict=True):
+        kv.take(blocks)
+        if request.keys:
+            kv.commit(request, (request.computed + tokens) // size)
+    return chunks
 
 
 def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:

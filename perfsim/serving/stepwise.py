@@ -44,7 +44,7 @@ class StepwiseEngine:
         self.until = float("-inf")
         self.last_start = float("-inf")
         self.in_flight = False
-        self.submitted = self.scheduled_tokens = self.saved_tokens = self.lost_tokens = 0
+        self.preemptions = self.submitted = self.scheduled_tokens = self.saved_tokens = self.lost_tokens = 0
         self.request_seconds = 0.0
         self._inside: list[Request] = []
 
@@ -88,7 +88,7 @@ class StepwiseEngine:
     def _finish_step(self) -> None:
         for request, tokens in self.batch:
             request.computed += tokens
-        for request, _ in sorted(self.batch, key=lambda item: (item[0].emitted == 0, item[0].index)):
+        for request, _ in self.batch:
             if request.computed == request.target:
                 request.decoding = True
                 self._emit(request)
@@ -114,10 +114,14 @@ class StepwiseEngine:
         self._see(self.last_start if lagging else self.now)
         if not lagging:
             self._give_back()
+        preemptions = self.preemptions
         batch = self._form_batch()
         if not batch and lagging:
             self._see(self.now)
             self._give_back()
+            batch = self._form_batch()
+        while not batch and self.preemptions > preemptions:
+            preemptions = self.preemptions
             batch = self._form_batch()
         if lagging:
             self._give_back()
@@ -210,6 +214,7 @@ class StepwiseEngine:
         request.computed = 0
         request.decoding = False
         request.preemptions += 1
+        self.preemptions += 1
         self.running.remove(request)
         self.waiting.push_preempted(request)
 
@@ -233,7 +238,7 @@ class StepwiseEngine:
         seconds = self.steps.step_seconds(
             tokens, len(batch), len(decodes), tuple(context), new, tuple(pairs), tuple(read)
         )
-        self.recorder.segment(1, (
+        self.recorder.segment((
             self.now, 1, seconds, 0.0, tokens, len(batch), len(decodes), 0, emitting, new, len(self.running),
             len(self.waiting) + len(self.incoming), self.kv.total - self.kv.free, *context, *growth, *pairs, *read,
         ))  # fmt: skip

@@ -16,7 +16,7 @@ class WindowSum:
         self.window = window
         self.attended = 0
         self.growth = 0
-        self._stops: list[tuple[int, int, int, Request]] = []  # (first step with a full window, index, base, ..)
+        self._stops: list[tuple[int, int, int, Request]] = []  # (first step with a full window, admission, stint, ..)
 
     def join(self, request: Request, step: int) -> None:
         """A sequence decodes from `step` on."""
@@ -24,7 +24,7 @@ class WindowSum:
         self.attended += min(attends, self.window)
         if attends < self.window:
             self.growth += 1
-            heappush(self._stops, (self.window - 1 - request.base, request.index, request.base, request))
+            heappush(self._stops, (self.window - 1 - request.base, request.order, request.stint, request))
 
     def leave(self, request: Request, step: int) -> None:
         """A sequence does not decode at `step` any more."""
@@ -37,8 +37,8 @@ class WindowSum:
         """Steps from `step` on during which the growth stays as it is."""
         stops = self._stops
         while stops:
-            full, _, base, request = stops[0]
-            if request.decoding and request.base == base:
+            full, _, stint, request = stops[0]
+            if request.decoding and request.stint == stint:
                 return full - step
             heappop(stops)
         return 1 << 62
@@ -47,6 +47,6 @@ class WindowSum:
         """`steps` steps have run and `step` is the next one; no window filled before the last of them."""
         self.attended += steps * self.growth
         while self._stops and self._stops[0][0] <= step:
-            _, _, base, request = heappop(self._stops)
-            if request.decoding and request.base == base:
+            _, _, stint, request = heappop(self._stops)
+            if request.decoding and request.stint == stint:
                 self.growth -= 1
