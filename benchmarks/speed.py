@@ -86,7 +86,7 @@ def main() -> None:
         if options.huge:
             path = Path(folder) / "huge.csv"
             write_trace(path, options.huge, rate)
-            wall, figures, peak = outside(path)
+            _, figures, peak = outside(path)
             print(
                 f"{options.huge:>10,} requests: {figures['wall_s']:6.1f} s simulating = "
                 f"{options.huge / figures['wall_s']:,.0f} requests/s; peak memory {peak:,.0f} MB"

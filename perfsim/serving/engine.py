@@ -186,9 +186,10 @@ class Engine:
         if self.ended:
             if len(self.ended) > 1:
                 self.ended.sort(key=_admission)  # vLLM goes through the running requests in order
+            running = self.running
             for request in self.ended:
                 self._free(request, request.prompt + request.output - 1, resumes=False)
-                del self.running[request]
+                del running[request]
             self.ended.clear()
             self.blocked = False
 
@@ -198,9 +199,7 @@ class Engine:
         if batch.size and not self.prefilling and (self.blocked or not self.waiting):
             need = batch.block_phase[batch.step % batch.block_size]
             if need <= kv.free:
-                if need:
-                    kv.take(need)
-                self._jump(now, limit=1 if self.late else _NO_LIMIT)
+                self._jump(now, need, limit=1 if self.late else _NO_LIMIT)
                 return True
         chunks = schedule_together(self)
         stalled: list[Request] = []
@@ -214,7 +213,7 @@ class Engine:
         if chunks:
             self._mixed_step(now, chunks)
         elif self.batch.size:
-            self._jump(now, limit=1 if stalled or preempted or self.late else _NO_LIMIT)
+            self._jump(now, 0, limit=1 if stalled or preempted or self.late else _NO_LIMIT)
         else:
             executed = False
         for request in stalled:
@@ -300,17 +299,21 @@ class Engine:
         read = [sum(context_read(chunk, past, window) for chunk, past in work) for window in self.windows]
         return tuple(pairs), tuple(read)
 
-    def _jump(self, now: float, limit: int = _NO_LIMIT) -> None:
-        """As many equal decode steps as nothing can change in; the first one's blocks are already taken."""
+    def _jump(self, now: float, need: int, *, limit: int) -> None:
+        """As many equal decode steps, at most `limit`, as nothing can change in; the first one takes `need` blocks."""
         batch, kv = self.batch, self.kv
         if self.incoming or (self.ended and self.waiting):
             limit = 1  # what arrived or was freed during the step in flight counts from the next one on
         if self.ended:
+            if need:
+                kv.take(need)
+                need = 0
             self._give_back()
         if limit > 1:
-            limit = min(limit, batch.steps_left())
-            if kv.free < batch.size * (limit // batch.block_size + 1):
-                limit = batch.steps_with_blocks(kv.free, limit)
+            left = batch.steps_left()
+            limit = min(limit, left)
+            if kv.free - need < batch.size * (limit // batch.block_size + 1):
+                limit = batch.steps_with_blocks(kv.free - need, limit)
         context, growth = batch.attended()
         count, first, slope = self.steps.decode_run(batch.size, context, growth, limit)
         if count > 1 and now + run_seconds(count, first, slope) >= self.until - TIME_EPS:
@@ -319,9 +322,9 @@ class Engine:
             if self.config.async_scheduling and count < whole:
                 count += 1  # the batch of the step after `until` is formed before it
         if count > 1:
-            blocks = batch.blocks_in_run(count)
-            if blocks:
-                kv.take(blocks)
+            need += batch.blocks_in_run(count)
+        if need:
+            kv.take(need)
         self._record(now, count, first, slope, batch.size, batch.size, 0, context, growth, self._zeros, self._zeros)
 
     def _record(

@@ -32,7 +32,7 @@ class Run:
 class KVCache:
     """The block pool of one replica. `free` counts blocks that can be allocated, cached ones included."""
 
-    __slots__ = ("block_size", "blank", "caching", "evicted_blocks", "free", "nodes", "queue", "tail", "total")
+    __slots__ = ("block_size", "blank", "caching", "free", "nodes", "queue", "tail", "total")
 
     def __init__(self, total: int, *, block_size: int, caching: bool) -> None:
         self.total = total
@@ -43,7 +43,6 @@ class KVCache:
         self.queue: OrderedDict[Run, None] = OrderedDict()  # free blocks with content, next victim first
         self.tail: Run | None = None  # the anonymous run at the end of the queue, if there is one
         self.nodes: dict[int, Run] = {}
-        self.evicted_blocks = 0
 
     def lookup(self, request: Request, limit: int) -> tuple[int, int]:
         """(blocks of `request` found in the cache, at most `limit`; free-queue blocks that taking them would use)."""
@@ -102,12 +101,13 @@ class KVCache:
     def take(self, count: int) -> None:
         """Allocate `count` blocks for one or many requests; the caller has checked `free`."""
         self.free -= count
-        if count <= self.blank:
-            self.blank -= count
+        blank = self.blank
+        if count <= blank:
+            self.blank = blank - count
             return
-        count -= self.blank
-        self.blank = 0
-        self.evicted_blocks += count
+        if blank:
+            count -= blank
+            self.blank = 0
         queue = self.queue
         while count:
             run = next(iter(queue))

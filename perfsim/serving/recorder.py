@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -49,16 +50,15 @@ class Recorder:
     recorded on their own. `segments` and `steps` count what has been flushed.
     """
 
-    __slots__ = ("_gaps", "_limit", "_segment_limit", "_names", "_requests", "_segments", "_sinks", "finished", "rejected", "segments",
+    __slots__ = ("_gaps", "_limit", "_names", "_requests", "_segments", "_sinks", "finished", "rejected", "segments",
                  "steps")  # fmt: skip
 
     def __init__(self, sinks: tuple[Sink, ...], *, windows: int, chunk: int = 1 << 16) -> None:
         self._sinks = sinks
         self._names = segment_columns(windows)
         self._limit = chunk
-        self._segment_limit = chunk * len(self._names)
         self._requests = array("d")
-        self._segments = array("d")
+        self._segments: list[tuple[float, ...]] = []
         self._gaps = array("d")
         self.finished = 0
         self.segments = 0
@@ -80,8 +80,8 @@ class Recorder:
 
     def segment(self, row: tuple[float, ...]) -> None:
         """One run of steps; `row` follows `segment_columns`."""
-        self._segments.extend(row)
-        if len(self._segments) >= self._segment_limit:
+        self._segments.append(row)
+        if len(self._segments) >= self._limit:
             self._flush_segments()
 
     def gap(self, seconds: float) -> None:
@@ -108,10 +108,11 @@ class Recorder:
 
     def _flush_segments(self) -> None:
         if self._segments:
-            table = np.array(self._segments).reshape(-1, len(self._names))
+            flat = np.fromiter(chain.from_iterable(self._segments), np.float64, len(self._segments) * len(self._names))
+            table = flat.reshape(-1, len(self._names))
             self.segments += len(table)
             self.steps += int(table[:, self._names.index("steps")].sum())
             columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self._names)}
             for sink in self._sinks:
                 sink.add_segments(columns)
-            self._segments = array("d")
+            self._segments = []

@@ -19,8 +19,8 @@ class Request:
 
     __slots__ = (
         "arrival", "base", "cached", "computed", "decoding", "emitted", "ends", "finish", "finish_step", "first_token",
-        "held", "index", "keys", "last_token", "node_blocks", "node_index", "order", "output", "position", "preemptions",
-        "priority", "prompt", "queued", "run", "run_start", "scheduled", "stint",
+        "held", "index", "keys", "last_token", "node_blocks", "node_index", "order", "output", "position",
+        "preemptions", "priority", "prompt", "queued", "run", "run_start", "scheduled", "stint",
     )  # fmt: skip
 
     def __init__(
