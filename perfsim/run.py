@@ -29,6 +29,9 @@ Progress = Callable[[int, float], None]
 
 # The explaining form of the cost model and the compiled one are the same formulas; more than rounding is a bug.
 MAX_MISMATCH = 1e-6
+# A segment counts who is in the engine at its start: a request may arrive during a step, wait for the batch already
+# formed, and keep its slot for one step after its end.
+UNSEEN_STEPS = 3.0
 
 
 class _Requests:
@@ -77,6 +80,9 @@ def simulate(
     rejected = engine.recorder.rejected
     aggregate.add_rejected(rejected)
     aggregated = aggregate.finish()
+    law = aggregated.littles_law
+    if law is not None and not law.holds(steps=UNSEEN_STEPS):
+        raise BookkeepingError(f"Little's law: {law.from_segments} by segments, {law.from_requests} by requests")
     outcome = Outcome(
         aggregated=aggregated, seconds=explanation.seconds, bound=explanation.bound,
         dynamic_joules=explanation.joules, rejected=rejected,
