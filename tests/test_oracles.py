@@ -141,35 +141,46 @@ def test_constant_gaps_and_service_are_d_d_1() -> None:
     np.testing.assert_array_equal(serve(arrivals, FlatSteps(fixed=4 * TICK)).waits, np.arange(1000) * TICK)
 
 
-@pytest.mark.parametrize("lag", [False, True])
 @pytest.mark.parametrize("load", [0.3, 1.0, 3.0])
-def test_a_batch_without_limit_waits_for_the_running_step(load: float, lag: bool) -> None:
+def test_a_batch_without_limit_waits_for_the_running_step(load: float) -> None:
     """Everybody who waits joins the next step: a bulk queue that never saturates."""
-    count = 50_000
-    arrivals = np.cumsum(exponential(np.random.default_rng(2), count) / load)
-    served = serve(arrivals, FlatSteps(fixed=1.0), slots=1 << 30, lag=lag)
-    np.testing.assert_allclose(served.waits, bulk_waits(arrivals, lag=lag), rtol=0, atol=1e-9)
-    if not lag:
-        # Busy periods of mean e^load steps alternate with idle ones of mean 1/load; a wait is half a step when busy.
-        busy = load * math.exp(load) / (load * math.exp(load) + 1)
-        assert served.waits.mean() == pytest.approx(busy / 2, rel=0.01)
+    arrivals = np.cumsum(exponential(np.random.default_rng(2), 50_000) / load)
+    served = serve(arrivals, FlatSteps(fixed=1.0), slots=1 << 30)
+    np.testing.assert_allclose(served.waits, bulk_waits(arrivals, [1] * 50_000, lag=False), rtol=0, atol=1e-9)
+    # Busy periods of mean e^load steps alternate with idle ones of mean 1/load; a wait is half a step when busy.
+    busy = load * math.exp(load) / (load * math.exp(load) + 1)
+    assert served.waits.mean() == pytest.approx(busy / 2, rel=0.01)
 
 
-def bulk_waits(arrivals: Floats, *, lag: bool) -> list[float]:
-    """Step by step: the batch of the next step holds who came before this one ended, or, with lag, before it began.
+@pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.parametrize("load", [0.1, 0.3, 1.0])
+def test_async_scheduling_sees_arrivals_one_step_late(load: float, lag: bool) -> None:
+    rng = np.random.default_rng(3)
+    arrivals = np.cumsum(exponential(rng, 20_000) / load)
+    outputs = rng.integers(1, 6, 20_000)
+    served = serve(arrivals, FlatSteps(fixed=1.0), outputs=outputs, slots=1 << 30, lag=lag)
+    np.testing.assert_allclose(served.waits, bulk_waits(arrivals, outputs.tolist(), lag=lag), rtol=0, atol=1e-9)
+    # Service is one step per token in any case.
+    serving = served.rows.column("finish_s") - served.rows.column("scheduled_s")
+    np.testing.assert_allclose(serving, outputs, rtol=0, atol=1e-9)
 
-    With lag and nobody to batch, the engine waits for the step to end and looks again.
+
+def bulk_waits(arrivals: Floats, outputs: list[int], *, lag: bool) -> list[float]:
+    """Step by step: a step of one second begins with those who came before the last one ended, or, with lag, began.
+
+    With lag and nobody to go on with, the engine waits for the step to end and looks again.
     """
     waits: list[float] = []
-    times, start = [*arrivals.tolist(), math.inf], -math.inf
+    times, start, left = [*arrivals.tolist(), math.inf], -math.inf, 0  # `left`: steps for which somebody is decoding
     while len(waits) < len(arrivals):
         end = start + 1.0
-        if times[len(waits)] > end:
+        if not left and times[len(waits)] > end:
             end = times[len(waits)]  # idle until then
-        seen = start if lag and times[len(waits)] <= start else end
+        seen = start if lag and (left or times[len(waits)] <= start) else end
         while times[len(waits)] <= seen:
+            left = max(left, outputs[len(waits)])
             waits.append(end - times[len(waits)])
-        start = end
+        start, left = end, max(0, left - 1)
     return waits
 
 

@@ -157,6 +157,9 @@ def test_a_run_ends_where_the_gpu_overtakes_the_scheduler() -> None:
     run = compiled(case).decode_run(64, context, (64,), 100_000)
     assert run.slope_s == 0.0
     assert 1 < run.max_steps < 100_000
+    last, following = (seconds_at(case, 64, context, (64,), run.max_steps - back) for back in (1, 0))
+    assert run.first_s == pytest.approx(last, rel=1e-12, abs=0)
+    assert following > run.first_s * (1 + 1e-9)
     after = (context[0] + 64 * run.max_steps,)
     overtaken = compiled(case).decode_run(64, after, (64,), 100_000)
     assert overtaken.slope_s > 0.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 
 from perfsim.errors import InfeasibleError
-from perfsim.ops.params import kv_bytes_per_token_per_gpu, weight_bytes_per_gpu
+from perfsim.ops.params import kv_bytes_per_token_per_gpu, kv_bytes_per_token_per_layer, weight_bytes_per_gpu
 from perfsim.spec.calibration import EngineProfile
 from perfsim.spec.hardware import Accelerator
 from perfsim.spec.model import ACTIVATION_BYTES, DenseMLP, ModelArch
@@ -40,6 +40,7 @@ def memory_plan(
     As in vLLM's `determine_available_memory`; `kv_cache_memory` replaces the sum, `kv_cache_blocks` the block count.
     A model that mixes full and windowed layers keeps blocks per attention group, as vLLM's hybrid KV cache manager
     does: a block spans the layers of one group, and a sequence holds `window_blocks` more for its windows.
+    A model with windowed layers only is charged as if it kept its whole context.
     Neglected: allocator fragmentation, CUDA graphs (vLLM captures them after sizing the cache).
     Raises InfeasibleError, binding "HBM capacity", when weights and activations leave no room for the cache.
     """
@@ -85,11 +86,9 @@ def _kv_layout(model: ModelArch, tp: int, block_size: int) -> tuple[float, int]:
     unlimited = layers.pop(None, 0)
     if not layers:
         return full, 0
-    if not unlimited:
-        raise InfeasibleError(
-            f"{model.name} has only windowed attention layers, which the KV cache model does not describe",
-            binding="attention window",
-        )
+    if not unlimited:  # vLLM frees what has left the window; here such a sequence keeps all of it
+        everything = sum(group.count * kv_bytes_per_token_per_layer(model, group, tp=tp) for group in model.layers)
+        return everything, 0
     extra = 0
     for window, count in layers.items():
         if window is not None:

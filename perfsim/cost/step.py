@@ -34,7 +34,10 @@ def gpu_parts(
     step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration
 ) -> Iterator[Estimate]:
     """Every operator and collective of a step on one GPU, in order; they run one after the other."""
-    for work in lower(model, step, tp=tp, expert_popularity=calibration.engine.expert_popularity):
+    engine = calibration.engine
+    for work in lower(
+        model, step, tp=tp, expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes
+    ):
         if isinstance(work, Op):
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)
         else:

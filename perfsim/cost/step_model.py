@@ -139,7 +139,9 @@ def compile_steps(
 
     def work(step: StepShape, driver: Driver) -> list[Num]:
         """Seconds of every operator and collective that follows `driver`."""
-        lowered = lower(model, step, tp=tp, expert_popularity=engine.expert_popularity)
+        lowered = lower(
+            model, step, tp=tp, expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes
+        )
         chosen = [item for item in lowered if item.driver == driver]
         return [
             op_estimate(item, node.accelerator, calibration.device, calibration.power).seconds

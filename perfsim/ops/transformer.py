@@ -29,10 +29,13 @@ from perfsim.spec.model import (
 LOGIT_BYTES = 4  # vLLM samples from fp32 logits
 
 
-def lower(model: ModelArch, step: StepShape, *, tp: int, expert_popularity: float = 0.0) -> list[Op | Collective]:
+def lower(
+    model: ModelArch, step: StepShape, *, tp: int, expert_popularity: float = 0.0, sampling_passes: float = 1.0
+) -> list[Op | Collective]:
     """All work of one step on one of `tp` GPUs, in execution order; kernels of equal layers share one entry.
 
-    `expert_popularity` is the Zipf exponent of expert choice. Quantities of the result have the type of `step`'s.
+    `expert_popularity` is the Zipf exponent of expert choice, `sampling_passes` how often the engine's sampler streams
+    the logits. Quantities of the result have the type of `step`'s.
     """
     windows = attention_windows(model)
     work: list[Op | Collective] = []
@@ -44,7 +47,7 @@ def lower(model: ModelArch, step: StepShape, *, tp: int, expert_popularity: floa
         if tp > 1:
             payload = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype])
             work.append(Collective("all_reduce", "all_reduce", 2 * group.count, payload, tp))
-    work += _head(model, step, tp)
+    work += _head(model, step, tp, sampling_passes)
     return work
 
 
@@ -214,12 +217,12 @@ def _elementwise(model: ModelArch, group: LayerGroup, step: StepShape, tp: int) 
     )
 
 
-def _head(model: ModelArch, step: StepShape, tp: int) -> Iterator[Op | Collective]:
+def _head(model: ModelArch, step: StepShape, tp: int, sampling_passes: float) -> Iterator[Op | Collective]:
     head = gemm(model, "lm_head", 1, step.logits, model.vocab_size / tp, model.hidden_size, weight_dtype=model.dtype)
     yield replace(head, kind="lm_head", driver="logits")
     if tp > 1:
         payload = step.logits * (model.vocab_size / tp * ACTIVATION_BYTES[model.dtype])
         yield Collective("all_gather", "gather_logits", 1, payload, tp, "logits")
-    # One pass over the fp32 logits of every sampled sequence, on every GPU: sampling is not sharded.
-    logits = step.logits * float(model.vocab_size * LOGIT_BYTES)
+    # The fp32 logits of every sampled sequence, on every GPU: sampling is not sharded.
+    logits = step.logits * (model.vocab_size * LOGIT_BYTES * sampling_passes)
     yield Op("sampling", "sampling", 1, step.logits * float(model.vocab_size), logits, 0.0 * logits, "fp32", "logits")
