@@ -146,7 +146,7 @@ def test_a_cache_smaller_than_its_windows_is_no_cache() -> None:
     assert plan("openai--gpt-oss-20b", kv_cache_blocks=11).kv_blocks == 11
 
 
-def test_only_windowed_layers_are_refused() -> None:
-    with pytest.raises(InfeasibleError, match="only windowed attention") as caught:
-        plan("microsoft--Phi-mini-MoE-instruct")
-    assert caught.value.binding == "attention window"
+def test_windowed_layers_alone_keep_their_whole_context() -> None:
+    found = plan("microsoft--Phi-mini-MoE-instruct")  # 32 layers, all windowed, K and V of 8 heads of 128
+    assert found.kv_cache / found.kv_blocks == 32 * 2 * 8 * 128 * 2 * 16
+    assert found.window_blocks == 0

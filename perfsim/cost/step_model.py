@@ -109,12 +109,13 @@ class CompiledSteps:
     def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
         gpu, slope_s = self.token_s[decodes] + self.logit_s[decodes], 0.0
         for term in self.attention:
-            attended, grows = context[term.window], growth[term.window]
+            attended, grows, count = context[term.window], growth[term.window], term.count
             value, slope, after = term.curve.locate(attended / decodes)
-            gpu += term.count * (term.launch + decodes * value)
-            slope_s += term.count * slope * grows
-            if grows and (after * decodes - attended) < grows * limit:
-                limit = max(1, int((after * decodes - attended) / grows) + 1)
+            gpu += count * (term.launch + decodes * value)
+            slope_s += count * slope * grows
+            left = after * decodes - attended
+            if left < grows * limit:
+                limit = max(1, int(left / grows) + 1)
         for expansion in self.expansion:
             gpu += expansion.seconds(decodes)
         host = self.schedule + (self.per_sequence + self.per_token) * decodes

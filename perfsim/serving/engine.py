@@ -103,7 +103,9 @@ class Engine:
             if self.on_finish is not None:
                 self.on_finish(request, request.queued)
             return
-        self._population(1, request.queued)
+        self.request_seconds += self.population * (request.queued - self._counted_at)
+        self._counted_at = request.queued
+        self.population += 1
         self.incoming.append(request)
         if self.now == float("inf"):
             self.now = request.queued
@@ -350,8 +352,10 @@ class Engine:
     # --- membership -------------------------------------------------------------------------------------------------
 
     def _finish(self, request: Request) -> None:
-        request.finish = self.now
-        self._population(-1, self.now)
+        now = request.finish = self.now
+        self.request_seconds += self.population * (now - self._counted_at)
+        self._counted_at = now
+        self.population -= 1
         self.recorder.finish(request)
         self.ended.append(request)
         if self.on_finish is not None:
@@ -361,11 +365,6 @@ class Engine:
         self.kv.release(request, tokens, resumes=resumes)
         if self.config.window_blocks:
             self.kv.put_back_blank(self.config.window_blocks)
-
-    def _population(self, change: int, at: float) -> None:
-        self.request_seconds += self.population * (at - self._counted_at)
-        self._counted_at = at
-        self.population += change
 
     def stall(self, request: Request) -> None:
         """A decode that gets no token in this step: off the sums until the step is over."""
