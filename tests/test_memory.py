@@ -141,7 +141,7 @@ def test_windows_hold_blocks_of_their_own(block_size: int, blocks: int) -> None:
 
 
 def test_a_cache_smaller_than_its_windows_is_no_cache() -> None:
-    with pytest.raises(InfeasibleError, match="HBM capacity"):
+    with pytest.raises(InfeasibleError, match="kv_cache_blocks"):
         plan("openai--gpt-oss-20b", kv_cache_blocks=10)
     assert plan("openai--gpt-oss-20b", kv_cache_blocks=11).kv_blocks == 11
 

@@ -33,7 +33,7 @@ def collective_estimate(collective: Collective, link: Link, efficiency: DeviceEf
         fastest = np.minimum(fastest, other)
     seconds = collective.count * collective.active * fastest
     moved = collective.count * collective.bytes
-    return Estimate(seconds, bytes=moved, bound="link", d_seconds={"communication": seconds})
+    return Estimate(seconds, bytes=moved, bound_s={"link": seconds}, d_seconds={"communication": seconds})
 
 
 def _ring(collective: Collective, link: Link, efficiency: DeviceEfficiency) -> Num:

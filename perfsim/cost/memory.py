@@ -48,15 +48,23 @@ def memory_plan(
     activations = _activation_bytes(model, tp, engine, max_num_batched_tokens, max_num_seqs)
     runtime = engine.context_memory + (engine.communication_memory if tp > 1 else 0.0)
     usable = gpu_memory_utilization * accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
-    available = usable - weights - activations - runtime if kv_cache_memory is None else kv_cache_memory
+    room = usable - weights - activations - runtime
     per_token, windows = _kv_layout(model, tp, block_size)
-    blocks = floor(available / (per_token * block_size)) if kv_cache_blocks is None else kv_cache_blocks
-    if blocks < 2 + windows:
+    least = (2 + windows) * per_token * block_size
+    if room < least:
         raise InfeasibleError(
             f"{model.name} does not fit {accelerator.name} with tp={tp}: weights {weights / GB:.1f} GB, activations "
             f"{activations / GB:.1f} GB and runtime {runtime / GB:.1f} GB per GPU leave no KV cache in "
             f"{usable / GB:.1f} GB; HBM capacity binds, use more GPUs (tp) or a smaller model",
             binding="HBM capacity",
+        )
+    available = room if kv_cache_memory is None else kv_cache_memory
+    blocks = floor(available / (per_token * block_size)) if kv_cache_blocks is None else kv_cache_blocks
+    if blocks < 2 + windows:
+        raise InfeasibleError(
+            f"the KV cache holds {blocks} blocks of {block_size} tokens, a sequence needs at least {2 + windows}; "
+            "policy.kv_cache_blocks or policy.kv_cache_memory binds",
+            binding="KV cache size",
         )
     return MemoryPlan(
         accelerator.memory.capacity, weights, activations, runtime, blocks * per_token * block_size, blocks, windows

@@ -37,29 +37,30 @@ def op_estimate(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency, 
     else:
         busy = np.maximum(compute_s, memory_s)
     seconds = op.count * op.active * (launch + busy)
-    bound = np.where(np.greater(compute_s, memory_s), "compute", "memory")
+    compute_bound = np.greater(compute_s, memory_s)
     return Estimate(
         seconds,
         op.count * op.flops,
         op.count * (op.read_bytes + op.write_bytes),
         op.count * dynamic_joules(op, accelerator, efficiency, power),
-        bound if np.ndim(busy) else str(bound),
+        {"compute": np.where(compute_bound, seconds, 0.0), "memory": np.where(compute_bound, 0.0, seconds)},
         d_seconds={COMPONENT[op.kind]: seconds},
     )
 
 
 def decode_attention_curve(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency) -> PiecewiseLinear:
     """Seconds per sequence of one decode attention kernel, over the attended context in tokens."""
-    bandwidth = accelerator.memory.read_bandwidth
+    memory = accelerator.memory
     rate = efficiency.decode_attention_compute * peak_flops(accelerator, op.dtype)
-    first = efficiency.decode_attention[0][1]
-    x, y = [0.0], [op.sequence_bytes / (first * bandwidth)]
+    fixed = op.sequence_read_bytes / memory.read_bandwidth + op.sequence_write_bytes / memory.write_bandwidth
+    per_entry = op.entry_bytes / memory.read_bandwidth
+    x, y = [0.0], [fixed / efficiency.decode_attention[0][1]]
     for context, fraction in efficiency.decode_attention:
-        moved = (op.sequence_bytes + op.entry_bytes * context) / (fraction * bandwidth)
         x.append(context)
-        y.append(max(moved, op.entry_flops * context / rate))
+        # More context is never faster, however steeply a fitted efficiency may rise.
+        y.append(max(y[-1], (fixed + per_entry * context) / fraction, op.entry_flops * context / rate))
     last = efficiency.decode_attention[-1][1]
-    return PiecewiseLinear(x, y, final_slope=max(op.entry_bytes / (last * bandwidth), op.entry_flops / rate))
+    return PiecewiseLinear(x, y, final_slope=max(per_entry / last, op.entry_flops / rate))
 
 
 def dynamic_joules(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency, power: PowerModel) -> Num:

@@ -52,4 +52,4 @@ def host_parts(step: StepShape, calibration: Calibration) -> tuple[Estimate, Est
 
 
 def _host(seconds: Num, name: str) -> Estimate:
-    return Estimate(seconds, bound="host", d_seconds={name: seconds})
+    return Estimate(seconds, bound_s={"host": seconds}, d_seconds={name: seconds})

@@ -23,8 +23,8 @@ class Op:
 
     `driver` names the sum over the batch that its size follows (`expansion`: the K/V entries that MLA expands).
     `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is not launched at all. Decode
-    attention also says how its work splits: over `sequences` of mean attended context `context`, `sequence_bytes`
-    each, plus `entry_bytes` and `entry_flops` per attended token.
+    attention also says how its work splits: over `sequences` of mean attended context `context`,
+    `sequence_read_bytes` and `sequence_write_bytes` each, plus `entry_bytes` and `entry_flops` per attended token.
     """
 
     kind: OpKind
@@ -38,7 +38,8 @@ class Op:
     active: Num = 1.0
     sequences: Num = 0.0
     context: Num = 0.0
-    sequence_bytes: float = 0.0
+    sequence_read_bytes: float = 0.0
+    sequence_write_bytes: float = 0.0
     entry_bytes: float = 0.0
     entry_flops: float = 0.0
 

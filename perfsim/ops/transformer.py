@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfsim.ops.op import Collective, Driver, Num, Op
 from perfsim.ops.step import StepShape, attention_windows
@@ -73,13 +74,11 @@ def gemm(
 def distinct_experts(tokens: Num, num_experts: int, per_token: int, popularity: float) -> Num:
     """Expected number of experts that `tokens` tokens touch when each picks `per_token` of `num_experts`.
 
-    E = sum_i 1 - (1 - q_i)^tokens, with q_i the chance that a token picks expert i: `per_token` times its share, capped
-    at one; shares follow 1/rank^popularity (0: uniform, then q = per_token / num_experts exactly). Neglected: choice
-    without replacement for skewed shares, correlation between tokens and between layers.
+    E = sum_i 1 - (1 - q_i)^tokens, with q_i the chance that a token picks expert i: proportional to 1/rank^popularity,
+    at most one, summing to `per_token` (0: uniform, then q = per_token / num_experts). Neglected: the dependence among
+    one token's picks, correlation between tokens and between layers.
     """
-    ranks = np.arange(1, num_experts + 1, dtype=np.float64)
-    shares = ranks**-popularity
-    chance = np.minimum(1.0, per_token * shares / shares.sum())
+    chance = _pick_chances(num_experts, per_token, popularity)
     stay_away = np.log1p(-np.minimum(chance, 1.0 - 1e-12))
     count, place = np.unique(np.asarray(tokens, dtype=np.float64), return_inverse=True)
     distinct = np.empty(count.shape)
@@ -87,6 +86,18 @@ def distinct_experts(tokens: Num, num_experts: int, per_token: int, popularity: 
         part = slice(start, start + 4096)
         distinct[part] = -np.expm1(np.outer(count[part], stay_away)).sum(axis=1)
     return float(distinct[0]) if np.ndim(tokens) == 0 else distinct[place]
+
+
+def _pick_chances(num_experts: int, per_token: int, popularity: float) -> NDArray[np.float64]:
+    """Chances proportional to 1/rank^popularity, capped at one, with sum `per_token`; the first ones reach the cap."""
+    shares = np.arange(1, num_experts + 1, dtype=np.float64) ** -popularity
+    certain = 0
+    while certain < min(per_token, num_experts):
+        scale = (per_token - certain) / shares[certain:].sum()
+        if scale * shares[certain] <= 1.0:
+            return np.concatenate([np.ones(certain), scale * shares[certain:]])
+        certain += 1
+    return np.concatenate([np.ones(certain), np.zeros(num_experts - certain)])
 
 
 def _attention(model: ModelArch, group: LayerGroup, step: StepShape, index: int, tp: int) -> Iterator[Op]:
@@ -150,7 +161,8 @@ def _attention_core(
         attended * kv_entry + decodes * query_bytes, decodes * output_bytes, model.dtype,
         driver="attention", active=np.minimum(decodes, 1.0), sequences=decodes,
         context=attended / np.maximum(decodes, 1.0),
-        sequence_bytes=query_bytes + output_bytes, entry_bytes=kv_entry, entry_flops=decode_flops,
+        sequence_read_bytes=query_bytes, sequence_write_bytes=output_bytes,
+        entry_bytes=kv_entry, entry_flops=decode_flops,
     )  # fmt: skip
     new = step.prefill_tokens
     yield Op(

@@ -13,8 +13,6 @@ from perfsim.ops.step import StepShape
 from perfsim.serving.recorder import Columns
 from perfsim.spec.scenario import Scenario
 
-ROOFLINE_BOUNDS = ("compute", "memory")  # what an operator over many batches may be bound by, batch by batch
-
 
 class Explanation:
     """A sink that adds up seconds per component and per limiting resource, and dynamic energy per GPU.
@@ -57,7 +55,7 @@ class Explanation:
             self._count(part, steps)
         schedule, exposed = host_parts(shape, scenario.calibration)
         waited = np.maximum(schedule.seconds - gpu, 0.0) if scenario.policy.async_scheduling else schedule.seconds
-        self._count(Estimate(waited, bound="host", d_seconds={"scheduler": waited}), steps)
+        self._count(Estimate(waited, bound_s={"host": waited}, d_seconds={"scheduler": waited}), steps)
         self._count(exposed, steps)
         total = gpu + waited + exposed.seconds
         self.mismatch = max(self.mismatch, float((np.abs(total - actual) / actual).max()))
@@ -84,9 +82,5 @@ class Explanation:
     def _count(self, part: Estimate, steps: NDArray[np.float64]) -> None:
         for name, seconds in part.d_seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + float((steps * seconds).sum())
-        spent = steps * part.seconds
-        if isinstance(part.bound, str):
-            self.bound[part.bound] = self.bound.get(part.bound, 0.0) + float(spent.sum())
-            return
-        for name in ROOFLINE_BOUNDS:
-            self.bound[name] = self.bound.get(name, 0.0) + float(spent[part.bound == name].sum())
+        for name, seconds in part.bound_s.items():
+            self.bound[name] = self.bound.get(name, 0.0) + float((steps * seconds).sum())
