@@ -101,7 +101,7 @@ def estimate(scenario: Scenario) -> Result:
     """
     plan = plan_replica(scenario)
     steady = steady_state(scenario, plan, trace_path=catalog.trace_path)
-    return make_result(scenario, plan.memory, steady_outcome(steady), version=__version__)
+    return make_result(scenario, plan.memory, steady_outcome(steady, scenario.slo), version=__version__)
 
 
 @contextmanager

@@ -62,19 +62,3 @@ def parse_quantity(text: str | float | int, dimension: str) -> float:
     if not math.isfinite(value):
         raise InputError(f"expected a finite number of {dimension}, got {text}")
     return value
-
-
-def format_seconds(value: float) -> str:
-    """A duration for people: the unit follows the size, three significant digits."""
-    for limit, scale, unit in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (180.0, 1.0, "s")):
-        if abs(value) < limit:
-            return f"{value * scale:.3g} {unit}"
-    return f"{value / 60:.3g} min" if abs(value) < 7200 else f"{value / HOUR:.3g} h"
-
-
-def format_bytes(value: float) -> str:
-    """A size for people, in decimal units and three significant digits."""
-    for limit, scale, unit in ((1e3, 1.0, "B"), (1e6, KB, "kB"), (1e9, MB, "MB"), (1e12, GB, "GB")):
-        if abs(value) < limit:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value / TB:.3g} TB"

@@ -275,7 +275,7 @@ def test_formats_fall_back_to_what_the_device_can_compute() -> None:
     p100, a100, h100 = (catalog.accelerator(name) for name in ("p100-16gb", "a100-80gb-sxm", "h100-80gb-sxm"))
     assert peak_flops(p100, "bf16") == p100.peak_flops["fp16"]
     assert peak_flops(a100, "fp8") == a100.peak_flops["bf16"]
-    assert peak_flops(h100, "fp4") == h100.peak_flops["fp8"]
+    assert peak_flops(h100, "fp4") == h100.peak_flops["bf16"]
     with pytest.raises(InfeasibleError, match="no arithmetic for fp16") as caught:
         peak_flops(h100.model_copy(update={"peak_flops": {"fp64": 67e12}}), "fp16")
     assert caught.value.binding == "dtype"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from perfsim.errors import InfeasibleError
 from perfsim.spec.hardware import Accelerator
 
-# A format that the matrix units lack is computed in the next one: weight-only kernels expand 4- and 8-bit weights on
-# the fly, and a GPU without bfloat16 runs the checkpoint as float16 (vLLM asks for --dtype half there).
-_FALLBACK = {"fp4": ("fp8", "bf16", "fp16"), "fp8": ("bf16", "fp16"), "int8": ("bf16", "fp16"), "bf16": ("fp16",)}
+# A format that the matrix units lack is computed in 16 bits: weight-only kernels expand 4- and 8-bit weights on the
+# fly, and a GPU without bfloat16 runs the checkpoint as float16 (vLLM asks for --dtype half there).
+_FALLBACK = {"fp4": ("bf16", "fp16"), "fp8": ("bf16", "fp16"), "int8": ("bf16", "fp16"), "bf16": ("fp16",)}
 
 
 def peak_flops(accelerator: Accelerator, dtype: str) -> float:

@@ -66,6 +66,13 @@ def memory_plan(
             "policy.kv_cache_blocks or policy.kv_cache_memory binds",
             binding="KV cache size",
         )
+    used = weights + activations + runtime + blocks * per_token * block_size
+    if used > accelerator.memory.capacity:
+        raise InfeasibleError(
+            f"a KV cache of {blocks:,} blocks makes {used / GB:.1f} GB per GPU, {accelerator.name} has "
+            f"{accelerator.memory.capacity / GB:.1f} GB; HBM capacity binds",
+            binding="HBM capacity",
+        )
     return MemoryPlan(
         accelerator.memory.capacity, weights, activations, runtime, blocks * per_token * block_size, blocks, windows
     )

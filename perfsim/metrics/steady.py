@@ -11,9 +11,10 @@ from perfsim.units import HOUR
 
 if TYPE_CHECKING:
     from perfsim.serving.closed_form import SteadyState
+    from perfsim.spec.policy import SLO
 
 
-def steady_outcome(steady: SteadyState) -> Outcome:
+def steady_outcome(steady: SteadyState, slo: SLO) -> Outcome:
     """One hour of the steady state; percentiles, breakdown and energy are what only a simulation knows."""
     known = {"ttft": steady.ttft, "engine_ttft": steady.engine_ttft, "tpot": steady.tpot, "e2e": steady.e2e}
     latencies = {name: {stat: known.get(name) if stat == "mean" else None for stat in STATISTICS} for name in LATENCIES}
@@ -42,7 +43,7 @@ def steady_outcome(steady: SteadyState) -> Outcome:
         "counts": counts,
         "prefix_cache": {"hit_rate": steady.cached_tokens / steady.prompt_tokens},
         "goodput": {"requests": None, "fraction": None, "requests_per_s": None},
-        "slo": {"holds": None, "verdicts": []},
+        "slo": _verdicts(known, slo),
         "batch": {"mean_sequences": steady.sequences},
     }
     notes = ["closed form of the steady state: means only, see `perfsim simulate` for percentiles and energy"]
@@ -51,8 +52,24 @@ def steady_outcome(steady: SteadyState) -> Outcome:
             0,
             f"unstable: {steady.rate:.3g} requests/s arrive, at most {steady.max_rate:.3g} can be served; queues grow",
         )
+    elif not steady.in_range:
+        notes.append(
+            "outside the range the closed form was tested in (load, prompt length): simulate before trusting it"
+        )
     simulation = {"requests": 0, "steps": 0, "segments": 0}
     aggregated = Aggregated(
         metrics=metrics, curves={}, timeline={}, simulation=simulation, makespan_s=HOUR, littles_law=None
     )
     return Outcome(aggregated, seconds={}, bound={}, dynamic_joules=None, rejected={}, notes=tuple(notes))
+
+
+def _verdicts(known: dict[str, float | None], slo: SLO) -> dict[str, Any]:
+    """Bounds on means are judged, all others are unknown to the closed form."""
+    verdicts = []
+    for name in ("ttft", "tpot", "itl", "e2e"):
+        for stat, bound in getattr(slo, name).items():
+            measured = known.get(name) if stat == "mean" else None
+            holds = None if measured is None else measured <= bound
+            verdicts.append({"metric": name, "stat": stat, "bound_s": bound, "measured_s": measured, "holds": holds})
+    judged = [verdict["holds"] for verdict in verdicts if verdict["holds"] is not None]
+    return {"holds": False if False in judged else None, "verdicts": verdicts}

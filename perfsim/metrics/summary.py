@@ -32,6 +32,11 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+ENERGIES = (
+    "joules", "gpu_idle_joules", "gpu_dynamic_joules", "host_joules", "joules_per_output_token", "mean_power_w",
+)  # fmt: skip
+
+
 def make_result(scenario: Scenario, memory: MemoryPlan, outcome: Outcome, *, version: str) -> Result:
     """Assemble the Result of `scenario`.
 
@@ -97,7 +102,7 @@ def _energy(
     """
     node, tp = scenario.hardware, scenario.parallel.tp
     if makespan is None or dynamic is None:
-        return dict.fromkeys(("joules", "gpu_idle_joules", "gpu_dynamic_joules", "host_joules", "mean_power_w"))
+        return dict.fromkeys(ENERGIES)
     idle = node.accelerator.idle_power * tp * makespan
     host = node.host_power * tp / node.accelerator_count * makespan
     total = idle + dynamic * tp + host

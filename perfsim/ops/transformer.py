@@ -53,11 +53,13 @@ def lower(
 
 
 def compute_dtype(model: ModelArch, weight_dtype: str) -> str:
-    """The arithmetic a weight format runs in: 8-bit formats natively, 4-bit ones after expansion to `model.dtype`.
+    """The arithmetic a weight format runs in: natively where activations are quantised too, else `model.dtype`.
 
-    MXFP4 and INT4 weights are expanded on the fly by the Marlin and Triton kernels that vLLM uses on every device up
-    to Hopper; native FP4 arithmetic needs quantised activations, which only the NVFP4 format declares.
+    Weight-only formats are expanded on the fly. So are MXFP4 weights, whose checkpoints declare no activation format,
+    and INT4 ones, for which no served format quantises activations.
     """
+    if model.weight_only:
+        return model.dtype
     return {"fp8": "fp8", "fp8_block": "fp8", "int8": "int8", "nvfp4": "fp4"}.get(weight_dtype, model.dtype)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsim.errors import InputError
 from perfsim.spec.scenario import Scenario
 from perfsim.spec.workload import ClosedLoop
 from perfsim.traffic import RequestChunk, closed_loop_source, is_closed_loop, stream
@@ -32,7 +33,10 @@ class Demand:
 
 
 def demand_of(scenario: Scenario, *, trace_path: TracePath | None, max_model_len: int, pool_tokens: int) -> Demand:
-    """Look at the first `SAMPLE` requests of the scenario's workload; requests beyond `max_model_len` are left out."""
+    """Look at the first `SAMPLE` requests of the scenario's workload; requests beyond `max_model_len` are left out.
+
+    Raises InputError when none is left, or when an open loop sends all of them at once.
+    """
     workload, arrivals = scenario.workload, scenario.workload.arrivals
     closed = is_closed_loop(workload)
     if closed:
@@ -54,8 +58,12 @@ def demand_of(scenario: Scenario, *, trace_path: TracePath | None, max_model_len
             break
     table = np.concatenate(parts, axis=1)
     table = table[:, table[0] + table[2] <= max_model_len]
+    if not table.size:
+        raise InputError(f"every request is longer than max_model_len ({max_model_len} tokens): nothing to estimate")
     span = last - (first or 0.0)
-    rate = None if closed else ((count - 1) / span if span > 0 else float("inf"))
+    if span <= 0.0 and not closed:
+        raise InputError("an estimate needs requests at two different times or more; use simulate for this workload")
+    rate = None if closed else (count - 1) / span
     clients, think = (arrivals.concurrency, arrivals.think_time) if isinstance(arrivals, ClosedLoop) else (0, 0.0)
     return Demand(table[0], table[1], table[2], rate=rate, clients=clients, think_time=think)
 

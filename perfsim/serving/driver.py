@@ -115,6 +115,8 @@ def _shares(
 
         def recorded(offset: int) -> tuple[list[int], list[int]]:
             keys, prompt = ids[offset] or [], prompts[offset]
+            if len(set(keys)) < len(keys):  # an id names a block and all before it: it cannot come twice
+                keys = keys[: next(i for i, key in enumerate(keys) if key in keys[:i])]
             ends = [min((i + 1) * tokens, prompt) // block_size for i in range(len(keys))]
             if ends and ends[-1] == (ends[-2] if len(ends) > 1 else 0):  # the last piece fills no engine block
                 return keys[:-1], ends[:-1]

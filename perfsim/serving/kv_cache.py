@@ -6,9 +6,9 @@ are evicted first; a hit takes blocks out of the queue. Blocks that always move 
 blocks behind one key of a shared prompt, or everything else that a request leaves behind. A run is evicted from its
 end, so its resident part is always its beginning, and all operations cost O(runs), not O(blocks).
 
-Where this differs from a per-block pool: a hit that stops inside a run (a prompt cached to its last block, of which one
-must be recomputed) holds the whole run; and when two requests compute the same run at the same time, the second copy is
-private and is not found again after the first is evicted.
+Where this differs from a per-block pool: of a run that a hit takes only in part (a prompt cached to its last block, of
+which one must be recomputed) the rest is evicted first, not in its turn; and when two requests compute the same run at
+the same time, the second copy is private and is not found again after the first is evicted.
 """
 
 from __future__ import annotations
@@ -53,12 +53,10 @@ class KVCache:
             node = self.nodes.get(key)
             if node is None:
                 return hits, idle
-            have = min(node.resident, end - start)
-            if not node.refs:
-                idle += node.resident
-            if hits + have >= limit:
-                return limit, idle
+            have = min(node.resident, end - start, limit - hits)
             hits += have
+            if not node.refs:
+                idle += have
             if have < end - start:
                 return hits, idle
             start = end
@@ -77,13 +75,15 @@ class KVCache:
             if left <= 0:
                 break
             node = self.nodes[request.keys[index]]
+            taken = min(left, node.resident, end - start)
             if not node.refs:
                 del self.queue[node]
-                self.free -= node.resident
                 self.tail = self.tail if self.queue else None
+                self.free -= taken
+                self.blank += node.resident - taken
+                node.resident = taken
             node.refs += 1
             request.held.append(node)
-            taken = min(left, node.resident, end - start)
             request.node_blocks += taken
             request.position += taken
             left -= taken
@@ -94,8 +94,7 @@ class KVCache:
             del self.queue[request.run]
             self.free -= left
             self.tail = None
-            if request.run.resident > left:  # the hit stops inside: the rest stays cached, as anybody's
-                self.queue[Run(None, request.run.resident - left)] = None
+            self.blank += request.run.resident - left
         request.run = None
 
     def take(self, count: int) -> None:

@@ -87,11 +87,16 @@ class Recorder:
     def gap(self, seconds: float) -> None:
         """An inter-token gap that is not one step long."""
         self._gaps.append(seconds)
+        if len(self._gaps) >= self._limit:
+            self._flush_gaps()
 
     def flush(self) -> None:
         """Hand over everything that is still buffered."""
         self._flush_requests()
         self._flush_segments()
+        self._flush_gaps()
+
+    def _flush_gaps(self) -> None:
         if self._gaps:
             gaps = np.array(self._gaps)
             for sink in self._sinks:

@@ -46,7 +46,8 @@ class StepwiseEngine:
         self.in_flight = False
         self.preemptions = self.submitted = self.scheduled_tokens = self.saved_tokens = self.lost_tokens = 0
         self.request_seconds = 0.0
-        self._inside: list[Request] = []
+        self.population = 0
+        self._counted_at = 0.0
 
     def submit(self, request: Request) -> None:
         """As `Engine.submit`."""
@@ -64,6 +65,7 @@ class StepwiseEngine:
             if self.on_finish is not None:
                 self.on_finish(request, request.queued)
             return
+        self._population(1, request.queued)
         self.incoming.append(request)
         if self.now == float("inf"):
             self.now = request.queued
@@ -103,7 +105,7 @@ class StepwiseEngine:
         request.emitted += 1
         if request.emitted == request.output:
             request.finish = self.now
-            self.request_seconds += self.now - request.queued
+            self._population(-1, self.now)
             self.recorder.finish(request)
             self.ended.append(request)
             if self.on_finish is not None:
@@ -129,6 +131,11 @@ class StepwiseEngine:
         if batch:
             self._execute(batch)
         return bool(batch)
+
+    def _population(self, change: int, at: float) -> None:
+        self.request_seconds += self.population * (at - self._counted_at)
+        self._counted_at = at
+        self.population += change
 
     def _see(self, cutoff: float) -> None:
         while self.incoming and self.incoming[0].queued <= cutoff + TIME_EPS:

@@ -23,17 +23,18 @@ _ONE_LAYER = re.compile(r"layers?\.\d+")
 
 
 class WeightFormats(NamedTuple):
-    """Storage formats of projections and of routed experts, keys of `WEIGHT_BYTES`."""
+    """Storage formats of projections and of routed experts, keys of `WEIGHT_BYTES`; are activations left alone?"""
 
     linear: str
     expert: str
+    weight_only: bool
 
 
 def weight_formats(config: Config, *, dtype: str) -> WeightFormats:
     """The formats of a model whose activations are `dtype`; InputError for a method or width that is not supported."""
     quantization = config.section("quantization_config")
     if quantization is None:
-        return WeightFormats(dtype, dtype)
+        return WeightFormats(dtype, dtype, weight_only=False)
     method = quantization.choice("quant_method", _METHODS)
     quantized = _format(quantization, method)
     excluded = [name for key in _EXCLUSION_KEYS for name in quantization.items(key, str)]
@@ -41,7 +42,15 @@ def weight_formats(config: Config, *, dtype: str) -> WeightFormats:
     # mxfp4 is defined for the experts alone; every other method names what it leaves out.
     linear = dtype if method == "mxfp4" or any("attn" in name for name in everywhere) else quantized
     expert = dtype if any("experts" in name and "shared" not in name for name in everywhere) else quantized
-    return WeightFormats(linear, expert)
+    return WeightFormats(linear, expert, weight_only=_weight_only(quantization, method))
+
+
+def _weight_only(quantization: Config, method: str) -> bool:
+    """AWQ, GPTQ and MXFP4 checkpoints quantise weights alone; compressed-tensors says so per group."""
+    if method != "compressed-tensors":
+        return method in ("awq", "gptq", "mxfp4")
+    groups = quantization.section("config_groups")
+    return groups is not None and not any(group.section("input_activations") for group in groups.sections())
 
 
 def _format(quantization: Config, method: str) -> str:

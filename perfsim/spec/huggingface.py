@@ -62,6 +62,7 @@ def model_from_config(config: Config, *, name: str, hf_id: str | None = None) ->
         "dtype": dtype,
         "linear_dtype": formats.linear,
         "expert_dtype": formats.expert,
+        "weight_only": formats.weight_only,
         "norm_bias": architecture == "PhiMoEForCausalLM",
         "lm_head_bias": config.flag("lm_head_bias", default=False),
         "num_nextn_predict_layers": config.integer("num_nextn_predict_layers", default=0, minimum=0, maximum=64),

@@ -95,7 +95,8 @@ class ModelArch(Spec):
     """A decoder-only transformer, as its Hugging Face `config.json` describes it.
 
     `dtype` is that of activations, norms, embeddings and the KV cache (`torch_dtype`); `linear_dtype` and
-    `expert_dtype` are how the projection and routed-expert weights are stored. `num_nextn_predict_layers` counts
+    `expert_dtype` are how the projection and routed-expert weights are stored; with `weight_only` activations stay in
+    `dtype` and the weights are expanded to it for the arithmetic. `num_nextn_predict_layers` counts
     multi-token-prediction layers, which hold weights in the checkpoint but are not run by default.
     """
 
@@ -110,6 +111,7 @@ class ModelArch(Spec):
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     linear_dtype: WeightDType = "bf16"
     expert_dtype: WeightDType = "bf16"
+    weight_only: bool = False
     norm_bias: bool = False
     lm_head_bias: bool = False
     num_nextn_predict_layers: int = Field(default=0, ge=0)

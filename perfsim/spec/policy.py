@@ -55,8 +55,9 @@ LatencyBounds = dict[Percentile, Seconds]
 class SLO(Spec):
     """Upper bounds on client latencies in seconds: `ttft: {p95: 500ms}`; `e2e` and `tpot` likewise.
 
-    A request is good when it meets every bounded metric at the tightest bound given for it; goodput counts good
-    requests. A percentile bound is met when that percentile over all requests is.
+    A request is good when it meets the tightest bound given for each of TTFT, TPOT and E2E; goodput counts good
+    requests. A bound on a percentile or a mean is met when that statistic is; ITL, which belongs to tokens and not to
+    requests, is judged this way only.
     """
 
     ttft: LatencyBounds = Field(default_factory=dict)

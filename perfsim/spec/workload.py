@@ -87,7 +87,7 @@ class ClosedLoop(Spec):
 
     kind: Literal["closed"] = "closed"
     concurrency: int = Field(gt=0, le=10**6)
-    think_time: Seconds = 0.0
+    think_time: Annotated[Seconds, Field(le=1e6)] = 0.0
 
 
 Arrivals = Annotated[
