@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import perfsim as ps
-from perfsim.errors import InfeasibleError
+from perfsim.errors import InfeasibleError, InputError
 from perfsim.run import MAX_MISMATCH, estimate, simulate
 from perfsim.serving.closed_form import steady_state
 from perfsim.serving.replica import plan_replica
@@ -138,3 +138,43 @@ def test_long_prefill_of_llama_8b_respects_the_speed_of_light() -> None:
     )
     result = simulate(load_scenario(None, overrides=[workload]))
     assert 0.723 < result.metrics["engine_ttft"]["mean"] < 2.0
+
+
+def test_a_cached_prompt_as_large_as_the_pool_still_runs() -> None:
+    """64 + 1 blocks hold one prompt of 1,024 tokens: the second finds all of it and must recompute one block."""
+    workload = (
+        "workload={kind: synthetic, num_requests: 5, arrivals: {kind: poisson, rate: 1}, "
+        "prompt: {kind: fixed, tokens: 1024}, output: {kind: fixed, tokens: 1}, "
+        "shared_prefix: {num_prefixes: 1, tokens: 1024}}"
+    )
+    scenario = load_scenario(None, overrides=[workload, "policy.kv_cache_blocks=65"])
+    for stepwise in (False, True):
+        counts = simulate(scenario, stepwise=stepwise).metrics["counts"]
+        assert counts["completed"] == 5
+        assert counts["cached_tokens"] == 4 * 63 * 16
+
+
+def test_ids_that_are_no_prefix_chain_do_not_break_the_engine(tmp_path: Path) -> None:
+    trace = tmp_path / "odd.jsonl"
+    rows = [(0, [1, 2, 1]), (0, [2, 1, 2]), (1, [2, 2, 2]), (2, [1, 2, 3])]
+    trace.write_text("\n".join(
+        json.dumps({"arrival_s": at, "prompt_tokens": 48, "output_tokens": 9, "hash_block_ids": ids,
+                    "hash_block_tokens": 16}) for at, ids in rows))  # fmt: skip
+    scenario = load_scenario(None, trace=str(trace), overrides=["policy.kv_cache_blocks=12"])
+    fast, slow = simulate(scenario), simulate(scenario, stepwise=True)
+    assert fast.metrics["counts"]["completed"] == 4
+    assert fast.metrics["e2e"] == pytest.approx(slow.metrics["e2e"], rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", ["0,100,10\n", "5,100,10\n5,200,10\n"])
+def test_an_estimate_without_a_rate_says_so(tmp_path: Path, rows: str) -> None:
+    trace = tmp_path / "once.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    with pytest.raises(InputError, match="two different times"):
+        estimate(load_scenario(None, trace=str(trace)))
+
+
+def test_an_estimate_warns_outside_the_range_it_was_tested_in() -> None:
+    inside, outside = (estimate(synthetic(2000, 0.5, prompt, 100)) for prompt in (1000, 8000))
+    assert not any("tested" in warning for warning in inside.warnings)
+    assert any("tested" in warning for warning in outside.warnings)

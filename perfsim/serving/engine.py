@@ -215,7 +215,8 @@ class Engine:
         if chunks:
             self._mixed_step(now, chunks)
         elif self.batch.size:
-            self._jump(now, 0, limit=1 if stalled or preempted or self.late else _NO_LIMIT)
+            again = stalled or preempted or self.late or (self.waiting and not self.blocked)
+            self._jump(now, 0, limit=1 if again else _NO_LIMIT)
         else:
             executed = False
         for request in stalled:
@@ -244,7 +245,8 @@ class Engine:
             new = -(-(cached + chunk) // size) - hits + config.window_blocks
             must_fit = -(-target // size) - hits + config.window_blocks if config.reserve_full_isl else new
             if must_fit + idle + (config.watermark_blocks if running else 0) > kv.free:
-                self.blocked = True
+                # Evicting what it would have hit may make a first chunk fit; a whole prompt waits for freed blocks.
+                self.blocked = config.reserve_full_isl or not (request.keys or request.run)
                 return
             waiting.take()
             if hits:
