@@ -1,0 +1,1 @@
+"""Comparisons of the simulator with real systems; not part of the installed package."""

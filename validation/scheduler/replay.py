@@ -1,0 +1,145 @@
+"""A recorded script sent through perfsim's engines, with every scheduling decision written down.
+
+All steps last one second, so that step k begins at second k and an arrival "before step k" has a time: k, or with async
+scheduling, where the batch of step k is formed when step k - 1 begins, k - 1. Every full block of a prompt is one cache
+key of its own, as in vLLM. The engines are subclassed to look at them, not to change them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from perfsim.cost.step_model import DecodeRun
+from perfsim.serving.engine import Engine, EngineConfig
+from perfsim.serving.recorder import Recorder
+from perfsim.serving.request import Request
+from perfsim.serving.stepwise import StepwiseEngine
+
+
+@dataclass(slots=True)
+class Decision:
+    """One call of the scheduler: new tokens and cache hits by request, who lost its blocks, free blocks afterwards."""
+
+    tokens: dict[int, int]
+    admitted: dict[int, int] = field(default_factory=dict)
+    preempted: list[int] = field(default_factory=list)
+    free: int = -1
+
+    def same(self, other: Decision) -> bool:
+        """Equal requests and tokens, admissions in the same order with the same hits, the same preemptions."""
+        return self.tokens == other.tokens and self.preempted == other.preempted and self.admissions == other.admissions
+
+    @property
+    def admissions(self) -> list[tuple[int, int]]:
+        """Admitted requests in order, each with the tokens found in the cache."""
+        return list(self.admitted.items())
+
+    def __str__(self) -> str:
+        text = f"tokens {self.tokens}"
+        text += f", admitted with hits {self.admitted}" if self.admitted else ""
+        return text + (f", preempted {self.preempted}" if self.preempted else "")
+
+
+class OneSecondSteps:
+    """A step model in which every step lasts a second, and a run of decodes has no breakpoint."""
+
+    def step_seconds(self, *args: Any) -> float:
+        return 1.0
+
+    def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
+        return DecodeRun(limit, 1.0, 0.0)
+
+
+class WatchedStepwise(StepwiseEngine):
+    """`StepwiseEngine` that keeps its decisions."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.decisions: list[Decision] = []
+        self._preempted: list[int] = []
+
+    def _form_batch(self) -> list[tuple[Request, int]]:
+        self._preempted = []
+        before = set(map(id, self.running))
+        batch = super()._form_batch()
+        decision = Decision({request.index: tokens for request, tokens in batch}, free=self.kv.free)
+        decision.admitted = {request.index: request.computed for request, _ in batch if id(request) not in before}
+        decision.preempted = self._preempted
+        if batch or decision.preempted:
+            self.decisions.append(decision)
+        return batch
+
+    def _preempt(self, request: Request, slots: int) -> None:
+        self._preempted.append(request.index)
+        super()._preempt(request, slots)
+
+
+class WatchedEngine(Engine):
+    """`Engine` that keeps its decisions; a jump over n steps gives n of them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.decisions: list[Decision] = []
+        self._current = Decision({})
+        self._freed = 0  # blocks given back since the batch was formed
+
+    def _schedule(self, now: float) -> bool:
+        self._current, self._freed = Decision({}), 0
+        executed = super()._schedule(now)
+        if not executed and self._current.preempted:
+            self._current.free = self.kv.free
+            self.decisions.append(self._current)
+        return executed
+
+    def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
+        first = len(chunks)
+        super()._admit(budget, chunks)
+        self._current.admitted = {request.index: request.computed for request, _ in chunks[first:]}
+
+    def _mixed_step(self, now: float, chunks: list[tuple[Request, int]]) -> None:
+        self._current.tokens = {request.index: tokens for request, tokens in chunks}
+        super()._mixed_step(now, chunks)
+
+    def _give_back(self) -> None:
+        free = self.kv.free
+        super()._give_back()
+        self._freed += self.kv.free - free
+
+    def preempt(self, request: Request, tokens: int) -> None:
+        self._current.preempted.append(request.index)
+        super().preempt(request, tokens)
+
+    def _record(self, now: float, count: int, *args: Any) -> None:
+        current, free, batch = self._current, self.kv.free, self.batch
+        current.tokens |= {request.index: 1 for request in self.running if request.decoding}
+        total = batch.blocks_in_run(count)
+        for step in range(count):
+            self.decisions.append(Decision(current.tokens) if step else current)
+            self.decisions[-1].free = free + total - batch.blocks_in_run(step + 1) - (0 if step else self._freed)
+        super()._record(now, count, *args)
+
+
+ENGINES: dict[str, type[WatchedStepwise | WatchedEngine]] = {"stepwise": WatchedStepwise, "fast": WatchedEngine}
+
+
+def recorded(log: dict[str, Any]) -> list[Decision]:
+    """vLLM's decisions of a log."""
+    return [
+        Decision(dict(map(tuple, tokens)), dict(map(tuple, admitted)), preempted, free)
+        for tokens, admitted, preempted, free in log["decisions"]
+    ]
+
+
+def replayed(log: dict[str, Any], *, engine: str) -> list[Decision]:
+    """The decisions of a perfsim engine, "stepwise" or "fast", for the requests of a log."""
+    config = EngineConfig(**log["config"])
+    watched = ENGINES[engine](config=config, steps=OneSecondSteps(), recorder=Recorder((), windows=1))
+    lag = int(config.async_scheduling)
+    for index, (step, prompt, output, priority, blocks) in enumerate(log["requests"]):
+        at = float(max(step - lag, 0))
+        request = Request(index, at, at, prompt, output, priority, blocks, range(1, len(blocks) + 1))
+        watched.advance(at)
+        watched.submit(request)
+    watched.drain()
+    return watched.decisions
