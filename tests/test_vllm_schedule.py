@@ -5,15 +5,9 @@ The logs are in validation/scheduler/cases; how they were recorded is said in va
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # validation is not part of the installed package
-compare = importlib.import_module("validation.scheduler.compare")
-replay = importlib.import_module("validation.scheduler.replay")
+from validation.scheduler import compare, replay
 
 # Case -> (steps that differ, why). Everything else must be equal in every step.
 EXPLAINED = {
