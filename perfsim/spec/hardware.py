@@ -32,7 +32,7 @@ class MemoryTier(Spec):
 class Link(Spec):
     """A connection out of one accelerator: `bandwidth` is bytes/s per direction, `latency` one hop in seconds."""
 
-    kind: Literal["nvlink", "pcie", "infiniband", "ethernet"]
+    kind: Literal["nvlink", "xgmi", "hccs", "pcie", "infiniband", "ethernet"]
     bandwidth: Bandwidth
     latency: Seconds
     switched: bool = Field(description="all-to-all through a switch at full rate, rather than a shared host path")
