@@ -46,7 +46,7 @@ def test_values_follow_the_core_schema(text: str, value: object) -> None:
         ("a: 1\n---\nb: 2", 2, "one document"),
         ("a: [1, 2", 1, "not valid YAML"),
         ("a: " + "9" * 5000, 1, "5000 characters"),
-        ("a: " + "[" * 50_000, 1, "nested deeper"),
+        ("a: " + "[" * 50_000, 1, "nest"),  # PyYAML 6.0.4 has a limit of its own and words it its own way
         ("? [a]\n: 1", 1, "plain name as key"),
     ],
 )
