@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,9 @@ def test_every_alias_has_a_target() -> None:
         (catalog.accelerator, "b20", "unknown accelerator 'b20'; did you mean 'b200'?"),
     ],
 )  # fmt: skip
-def test_unknown_names_get_the_nearest(call: object, name: str, expected: str) -> None:
+def test_unknown_names_get_the_nearest(call: Callable[[str], object], name: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
-        call(name)  # type: ignore[operator]
+        call(name)
     assert str(caught.value) == expected
 
 

@@ -119,7 +119,8 @@ def test_rooms_are_those_of_the_layers_contract() -> None:
     layers = [layer.removeprefix("perfsim.") for layer in contract["layers"]]
     section = ARCHITECTURE.split("## Rooms")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == layers
-    texts = [element.text or "" for element in ElementTree.parse(SVG).iter() if element.tag.endswith("text")]  # noqa: S314
+    picture = ElementTree.parse(SVG)  # noqa: S314  # a file of this repository, not of a stranger
+    texts = [element.text or "" for element in picture.iter() if element.tag.endswith("text")]
     drawn = [name for text in texts for name in text.split(", ") if name in layers]
     assert drawn[: len(layers)] == layers
 

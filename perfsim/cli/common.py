@@ -117,7 +117,8 @@ def takes_scenario(verb: Callable[..., None]) -> Callable[..., None]:
         verb(flags, **given)
 
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    command.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    # What typer reads the options from; functions take any attribute, their type declares only some.
+    vars(command)["__signature__"] = inspect.Signature([*shared, *own])
     return command
 
 

@@ -29,7 +29,7 @@ def latency_cdf(result: Result, name: str) -> str:
     definition = metric(name)
     curve: list[float] | None = result.curves.get(name)
     if not curve:
-        return _placeholder(f"{definition.label}: no samples in this run")
+        return _no_data(f"{definition.label}: no samples in this run")
     width, height, left, right, top, bottom = 560, 270, 46, 544, 14, 226
     probability: list[float] = result.curves["probability"]
     bounds = [verdict for verdict in result.metrics["slo"]["verdicts"] if verdict["metric"] == name]
@@ -92,7 +92,7 @@ def over_time(result: Result) -> str:
     """KV occupancy, batch, queue and token rates on one time axis."""
     line = result.timeline
     if not line.get("running"):
-        return _placeholder("Nothing ran: there is no timeline")
+        return _no_data("Nothing ran: there is no timeline")
     blocks = result.metrics["kv_cache"]["blocks"]
     strips = [
         ("timeline.kv_occupancy", [value / blocks for value in line["kv_blocks"]]),
@@ -147,7 +147,7 @@ def breakdown(result: Result) -> str:
     if result.breakdown.get("idle", 0.0) > 0:
         items.append((result.breakdown["idle"], "idle"))
     if not items:
-        return _placeholder("No time was spent")
+        return _no_data("No time was spent")
     total = sum(value for value, _ in items)
     size, unit = axis_unit("s", max(value for value, _ in items))
     rows = []
@@ -162,7 +162,7 @@ def bound(result: Result) -> str:
     """Horizontal bars: share of busy time per limiting resource, largest first."""
     items = sorted(((share, key) for key, share in result.bound.items() if share > 0), key=lambda i: (-i[0], i[1]))
     rows = [(metric(f"bound.{key}").label, share, human(share, "fraction"), COLOURS[3]) for share, key in items]
-    return bars(rows, "What bound the run") if rows else _placeholder("The run was never busy")
+    return bars(rows, "What bound the run") if rows else _no_data("The run was never busy")
 
 
 def bars(rows: list[tuple[str, float, str, str]], label: str) -> str:
@@ -184,7 +184,7 @@ def memory(result: Result) -> str:
     items.sort(key=lambda item: (item[0] == "unused", -item[1], item[0]))
     capacity = sum(size for _, size in items)
     if not capacity:
-        return _placeholder("No memory figures in this result")
+        return _no_data("No memory figures in this result")
     width, x, parts, legend = 560, 0.0, [], []
     colours = {key: IDLE if key == "unused" else COLOURS[index % len(COLOURS)] for index, (key, _) in enumerate(items)}
     for key, size in items:
@@ -231,5 +231,6 @@ def _interactive(width: int, height: int, parts: list[str], plot: dict[str, Any]
     return svg.svg(width, height, "".join(parts), label=label, class_="plot", data_plot=data)
 
 
-def _placeholder(message: str) -> str:
+def _no_data(message: str) -> str:
+    """What stands where a figure would be when the run holds nothing to draw."""
     return f"<p class=empty>{escape(message)}</p>"
