@@ -13,9 +13,10 @@ from batches import Chunks, batch_shape, decodes, prefills, stacked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfsim.ops.mlp import distinct_experts
 from perfsim.ops.op import Collective, Op
 from perfsim.ops.step import StepShape, attended_pairs, context_read
-from perfsim.ops.transformer import distinct_experts, lower
+from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
 from perfsim.spec.model import WEIGHT_BYTES, ModelArch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,9 +12,81 @@ MAX_BATCHED_TOKENS = 1 << 20
 
 
 class ParallelPlan(Spec):
-    """How one replica is spread over GPUs: `tp` shards every layer over that many GPUs of one node."""
+    """How one replica is spread over `tp * pp * dp` GPUs.
+
+    `tp` shards every layer over that many GPUs, `pp` cuts the layers into stages. `dp` data-parallel attention ranks
+    run in lock step, each with its own scheduler and KV pool, and share the experts of a mixture. `ep` is over how many
+    GPUs whole experts are spread: 1 (each expert is sharded over all `tp * dp` GPUs instead) or `tp * dp` (vLLM's
+    --enable-expert-parallel).
+    """
 
     tp: int = Field(default=1, gt=0, le=1024)
+    pp: int = Field(default=1, gt=0, le=256)
+    dp: int = Field(default=1, gt=0, le=4096)
+    ep: int = Field(default=1, gt=0, le=65536)
+
+    @model_validator(mode="after")
+    def _experts_over_all(self) -> Self:
+        if self.ep not in (1, self.tp * self.dp):
+            raise ValueError(f"ep must be 1 or tp * dp = {self.tp * self.dp}, got {self.ep}")
+        return self
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica."""
+        return self.tp * self.pp * self.dp
+
+
+class SpeculativeDecoding(Spec):
+    """Draft `num_speculative_tokens` tokens per sequence and step, verify them in the same forward pass.
+
+    `acceptance` is the chance that draft token i is accepted given that all before it were, one per position; a single
+    number holds for all positions. `method` says who drafts: `ngram` (host lookup, no GPU work), `mtp` (the model's own
+    multi-token-prediction layers), `eagle` (one extra decoder layer of the target's shape) or `draft_model` (a whole
+    smaller model of `draft_parameters` parameters, read once per draft token).
+    """
+
+    method: Literal["ngram", "mtp", "eagle", "draft_model"]
+    num_speculative_tokens: int = Field(gt=0, le=64)
+    acceptance: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1)
+    draft_parameters: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.acceptance) not in (1, self.num_speculative_tokens):
+            raise ValueError(f"acceptance needs 1 or {self.num_speculative_tokens} numbers, got {len(self.acceptance)}")
+        if (self.method == "draft_model") != (self.draft_parameters is not None):
+            raise ValueError("draft_parameters goes with method draft_model, and only with it")
+        return self
+
+    def chances(self) -> tuple[float, ...]:
+        """The chance of acceptance at each position."""
+        return self.acceptance if len(self.acceptance) > 1 else self.acceptance * self.num_speculative_tokens
+
+
+class LoraServing(Spec):
+    """Adapters served beside the base model: at most `max_loras` of them in one step, each of rank `max_lora_rank`.
+
+    `num_adapters` exist; a request names one, drawn with a Zipf law of exponent `popularity` (0: uniform) unless its
+    trace says which. `max_cpu_loras` fit in host memory (None: all); others are read from storage first.
+    """
+
+    num_adapters: int = Field(gt=0, le=10**6)
+    max_loras: int = Field(default=1, gt=0, le=4096)
+    max_lora_rank: int = Field(default=16, gt=0, le=512)
+    max_cpu_loras: int | None = Field(default=None, gt=0)
+    popularity: float = Field(default=0.0, ge=0, le=5)
+
+
+class KvOffload(Spec):
+    """A second KV tier in the host's DRAM, as vLLM's offloading connector keeps it: `capacity` bytes per replica.
+
+    Full blocks are written through as soon as they are computed; a prompt whose prefix is no longer in device memory
+    loads it from the host instead of computing it. `block_size` tokens move together (None: the engine's block).
+    """
+
+    capacity: Bytes
+    block_size: int | None = Field(default=None, gt=0, le=65536)
 
 
 class ServingPolicy(Spec):
@@ -39,6 +111,10 @@ class ServingPolicy(Spec):
     watermark: float = Field(default=0.0, ge=0, lt=1)
     kv_cache_blocks: int | None = Field(default=None, gt=1)
     kv_cache_memory: Bytes | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    speculative: SpeculativeDecoding | None = None
+    lora: LoraServing | None = None
+    kv_offload: KvOffload | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

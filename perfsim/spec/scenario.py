@@ -11,6 +11,7 @@ from pydantic import Field
 
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
+from perfsim.spec.deployment import Deployment
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
@@ -29,6 +30,7 @@ class Scenario(Spec):
     hardware: Node
     parallel: ParallelPlan = ParallelPlan()
     policy: ServingPolicy = ServingPolicy()
+    deployment: Deployment = Deployment()
     workload: Workload
     slo: SLO = SLO()
     calibration: Calibration

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
+from perfsim.spec.deployment import Deployment
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
@@ -45,6 +46,7 @@ class ScenarioFile(Spec):
     hardware: HardwareRef
     parallel: ParallelPlan = ParallelPlan()
     policy: ServingPolicy = ServingPolicy()
+    deployment: Deployment = Deployment()
     workload: Workload
     slo: SLO = SLO()
     engine: str = Field(default=DEFAULT_ENGINE, description="engine profile, from hardware/calibration")

@@ -1,0 +1,72 @@
+"""Feed-forward blocks of one layer shape, dense or mixture of experts, on one of `tp` GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfsim.ops.gemm import compute_dtype, gemm
+from perfsim.ops.op import Num, Op
+from perfsim.ops.step import StepShape
+from perfsim.spec.model import ACTIVATION_BYTES, WEIGHT_BYTES, DenseMLP, LayerGroup, MixtureOfExperts, ModelArch
+
+
+def mlp_ops(model: ModelArch, group: LayerGroup, step: StepShape, tp: int, popularity: float) -> Iterator[Op]:
+    mlp = group.mlp
+    if isinstance(mlp, DenseMLP):
+        yield from _dense(model, group.count, step.tokens, mlp.intermediate_size / tp, gated=mlp.gated)
+        return
+    yield gemm(model, "router", group.count, step.tokens, mlp.num_experts, model.hidden_size, weight_dtype=model.dtype)
+    yield _experts(model, group.count, mlp, step.tokens, tp, popularity)
+    if mlp.shared_intermediate_size:
+        yield from _dense(model, group.count, step.tokens, mlp.shared_intermediate_size / tp, gated=mlp.gated)
+
+
+def _dense(model: ModelArch, count: int, tokens: Num, width: float, *, gated: bool) -> Iterator[Op]:
+    linear, up = model.linear_dtype, 2 if gated else 1
+    yield gemm(model, "up_proj", count, tokens, up * width, model.hidden_size, weight_dtype=linear)
+    yield gemm(model, "down_proj", count, tokens, model.hidden_size, width, weight_dtype=linear)
+
+
+def _experts(model: ModelArch, count: int, moe: MixtureOfExperts, tokens: Num, tp: int, popularity: float) -> Op:
+    """The fused expert kernel: only experts that some token picked are read; every picked expert does its FLOPs."""
+    matrices = 3 if moe.gated else 2
+    width, act = moe.moe_intermediate_size / tp, ACTIVATION_BYTES[model.dtype]
+    per_expert = matrices * model.hidden_size * width
+    touched = distinct_experts(tokens, moe.num_experts, moe.num_experts_per_tok, popularity)
+    routed = tokens * moe.num_experts_per_tok
+    read = touched * (per_expert * WEIGHT_BYTES[model.expert_dtype]) + routed * ((model.hidden_size + width) * act)
+    write = routed * ((matrices - 1) * width * act) + tokens * (model.hidden_size * act)
+    dtype = compute_dtype(model, model.expert_dtype)
+    return Op("moe", "experts", count, routed * (2.0 * per_expert), read, write, dtype)
+
+
+def distinct_experts(tokens: Num, num_experts: int, per_token: int, popularity: float) -> Num:
+    """Expected number of experts that `tokens` tokens touch when each picks `per_token` of `num_experts`.
+
+    E = sum_i 1 - (1 - q_i)^tokens, with q_i the chance that a token picks expert i: proportional to 1/rank^popularity,
+    at most one, summing to `per_token` (0: uniform, then q = per_token / num_experts). Neglected: the dependence among
+    one token's picks, correlation between tokens and between layers.
+    """
+    chance = _pick_chances(num_experts, per_token, popularity)
+    stay_away = np.log1p(-np.minimum(chance, 1.0 - 1e-12))
+    count, place = np.unique(np.asarray(tokens, dtype=np.float64), return_inverse=True)
+    distinct = np.empty(count.shape)
+    for start in range(0, count.size, 4096):  # bounds the (tokens x experts) table to a few MB
+        part = slice(start, start + 4096)
+        distinct[part] = -np.expm1(np.outer(count[part], stay_away)).sum(axis=1)
+    return float(distinct[0]) if np.ndim(tokens) == 0 else distinct[place]
+
+
+def _pick_chances(num_experts: int, per_token: int, popularity: float) -> NDArray[np.float64]:
+    """Chances proportional to 1/rank^popularity, capped at one, with sum `per_token`; the first ones reach the cap."""
+    shares = np.arange(1, num_experts + 1, dtype=np.float64) ** -popularity
+    certain = 0
+    while certain < min(per_token, num_experts):
+        scale = (per_token - certain) / shares[certain:].sum()
+        if scale * shares[certain] <= 1.0:
+            return np.concatenate([np.ones(certain), scale * shares[certain:]])
+        certain += 1
+    return np.concatenate([np.ones(certain), np.zeros(num_experts - certain)])
