@@ -96,11 +96,17 @@ def requests_of(chunk: RequestChunk, *, first_index: int, ingress: float, block_
     """The requests of one chunk as the engine's own objects, what their prompts share cut into engine blocks."""
     arrivals, prompts, outputs = chunk.arrival_s.tolist(), chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist()
     priorities = chunk.priority.tolist() if chunk.priority is not None else None
+    sessions = chunk.session_id.tolist() if chunk.session_id is not None else None
+    adapters = chunk.adapter.tolist() if chunk.adapter is not None else None
     shares = _shares(chunk, prompts, block_size)
     for offset, arrival in enumerate(arrivals):
         request = Request(first_index + offset, arrival, arrival + ingress, prompts[offset], outputs[offset])
         if priorities is not None:
             request.priority = priorities[offset]
+        if sessions is not None:
+            request.session = sessions[offset]
+        if adapters is not None:
+            request.adapter = adapters[offset]
         if shares is not None:
             request.keys, request.ends = shares(offset)
         yield request

@@ -14,13 +14,13 @@ class Request:
 
     `keys` and `ends` describe the shareable part of the prompt: key i stands for the engine blocks from ends[i-1] (0
     for the first) up to ends[i]. While decoding, the computed tokens are `base` + the engine's step counter, so that
-    nothing has to be updated per step.
+    nothing has to be updated per step. `session` names the conversation and `adapter` the LoRA adapter, -1: none.
     """
 
     __slots__ = (
-        "arrival", "base", "cached", "computed", "decoding", "emitted", "ends", "finish", "finish_step", "first_token",
-        "held", "index", "keys", "last_token", "node_blocks", "node_index", "order", "output", "position",
-        "preemptions", "priority", "prompt", "queued", "run", "run_start", "scheduled", "stint",
+        "adapter", "arrival", "base", "cached", "computed", "decoding", "emitted", "ends", "finish", "finish_step",
+        "first_token", "held", "index", "keys", "last_token", "node_blocks", "node_index", "order", "output",
+        "position", "preemptions", "priority", "prompt", "queued", "run", "run_start", "scheduled", "session", "stint",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +35,8 @@ class Request:
         self.priority = priority
         self.keys = keys
         self.ends = ends
+        self.session = -1
+        self.adapter = -1
         self.scheduled = -1.0
         self.first_token = -1.0
         self.last_token = -1.0

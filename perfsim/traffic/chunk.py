@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ HASHED_CHUNK_REQUESTS = 4_096
 MAX_TOKENS = 10**8
 MAX_ARRIVAL_S = 1e9
 
+_COLUMNS = (
+    "arrival_s", "prompt_tokens", "output_tokens", "priority", "hash_block_ids", "prefix_id", "prefix_tokens",
+    "session_id", "adapter",
+)  # fmt: skip
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -28,6 +34,8 @@ class RequestChunk:
         simulator decides when a request is sent.
     prompt_tokens, output_tokens: int64[n], at least 1.
     priority: int64[n], lower is served first (vLLM's convention), or None when all are 0.
+    session_id: int64[n], equal for the requests of one conversation, user or agent, -1 for none; None when all are.
+    adapter: int64[n], which LoRA adapter, from 0, -1 for the base model; None when all are.
 
     What a prompt shares with earlier prompts comes in one of two forms, or not at all:
 
@@ -47,6 +55,8 @@ class RequestChunk:
     hash_block_tokens: int = 0
     prefix_id: Ints | None = None
     prefix_tokens: Ints | None = None
+    session_id: Ints | None = None
+    adapter: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
@@ -55,16 +65,9 @@ class RequestChunk:
         """The first `count` requests."""
         if count >= len(self):
             return self
-        return RequestChunk(
-            arrival_s=self.arrival_s[:count],
-            prompt_tokens=self.prompt_tokens[:count],
-            output_tokens=self.output_tokens[:count],
-            priority=None if self.priority is None else self.priority[:count],
-            hash_block_ids=None if self.hash_block_ids is None else self.hash_block_ids[:count],
-            hash_block_tokens=self.hash_block_tokens,
-            prefix_id=None if self.prefix_id is None else self.prefix_id[:count],
-            prefix_tokens=None if self.prefix_tokens is None else self.prefix_tokens[:count],
-        )
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        cut: dict[str, Any] = {name: column[:count] for name, column in columns.items() if column is not None}
+        return replace(self, **cut)
 
     def at(self, arrival_s: Floats) -> RequestChunk:
         """The same requests with other arrival times."""
