@@ -99,7 +99,7 @@ def _layer_groups(config: Config, family: Family) -> list[LayerGroup]:
     return [LayerGroup(count=count, attention=attn, mlp=mlp) for (attn, mlp), count in shapes.items()]
 
 
-def _gqa(config: Config, *, qkv_bias: bool, output_bias: bool, **options: bool) -> GroupedQueryAttention:
+def _gqa(config: Config, *, qkv_bias: bool, output_bias: bool, **options: Any) -> GroupedQueryAttention:
     heads = config.integer("num_attention_heads")
     kv_heads = config.integer("num_key_value_heads", default=heads)
     hidden = config.integer("hidden_size")
@@ -132,7 +132,7 @@ def _qkv_bias(config: Config) -> GroupedQueryAttention:
 
 def _qk_norm(config: Config) -> GroupedQueryAttention:
     bias = config.flag("attention_bias", default=False)
-    return _gqa(config, qkv_bias=bias, output_bias=bias, qk_norm=True)
+    return _gqa(config, qkv_bias=bias, output_bias=bias, qk_norm="head")
 
 
 def _sinks(config: Config) -> GroupedQueryAttention:
