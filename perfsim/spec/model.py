@@ -123,7 +123,8 @@ class ModelArch(Spec):
     """A decoder-only transformer, as its Hugging Face `config.json` describes it.
 
     `dtype` is that of activations, norms, embeddings and the KV cache (`torch_dtype`); `linear_dtype` and
-    `expert_dtype` are how the projection and routed-expert weights are stored; with `weight_only` activations stay in
+    `expert_dtype` are how the projection and routed-expert weights are stored, `attention_dtype` those of attention
+    (None: as the other projections; read it through `attention_weights`); with `weight_only` activations stay in
     `dtype` and the weights are expanded to it for the arithmetic. `num_nextn_predict_layers` counts
     multi-token-prediction modules, which hold weights in the checkpoint but are not run by default; `mtp_layers` are
     the layers of one module (empty: one more layer of the last kind). `learned_positions` is the length of a table of
@@ -141,6 +142,7 @@ class ModelArch(Spec):
     max_position_embeddings: int = Field(gt=0)
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     linear_dtype: WeightDType = "bf16"
+    attention_dtype: WeightDType | None = None
     expert_dtype: WeightDType = "bf16"
     weight_only: bool = False
     norm_bias: bool = False
@@ -151,6 +153,11 @@ class ModelArch(Spec):
     hyper_connections: int = Field(default=0, ge=0)
     vision: VisionTower | None = None
     other_params: int = Field(default=0, ge=0)
+
+    @property
+    def attention_weights(self) -> str:
+        """How the projections of attention and recurrent mixers are stored, a key of `WEIGHT_BYTES`."""
+        return self.linear_dtype if self.attention_dtype is None else self.attention_dtype
 
     @property
     def num_hidden_layers(self) -> int:
