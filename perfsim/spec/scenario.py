@@ -11,7 +11,7 @@ from pydantic import Field
 
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
-from perfsim.spec.deployment import Deployment
+from perfsim.spec.deployment import Deployment, ReplicaGroup
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
@@ -54,6 +54,12 @@ class Scenario(Spec):
 
         return replaced(self, changes)
 
+    def of_group(self, group: ReplicaGroup) -> Scenario:
+        """The scenario of one replica of `group`, alone."""
+        own = {key: getattr(group, key) for key in ("hardware", "parallel", "policy", "calibration")}
+        given = {key: value for key, value in own.items() if value is not None}
+        return self.model_copy(update={**given, "deployment": Deployment()})
+
     def portable(self) -> dict[str, Any]:
         """This scenario as JSON values that are the same on every machine: of a trace's path, the file name is left."""
         content = self.model_dump(mode="json")
@@ -70,5 +76,9 @@ class Scenario(Spec):
             content["workload"].pop("trace")
         content["hardware"].pop("sources")
         content["hardware"]["accelerator"].pop("sources")
+        for group in content["deployment"]["groups"]:
+            if group["hardware"] is not None:
+                group["hardware"].pop("sources")
+                group["hardware"]["accelerator"].pop("sources")
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
-from perfsim.spec.deployment import Deployment
-from perfsim.spec.hardware import Node
+from perfsim.spec.deployment_file import DeploymentFile, HardwareRef, name_or_inline
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
 from perfsim.spec.problems import INLINE, NAME
@@ -17,20 +16,10 @@ from perfsim.spec.workload import Workload
 
 DEFAULT_ENGINE = "vllm"
 
-
-def _name_or_inline(value: Any) -> str:
-    return INLINE if isinstance(value, (dict, Spec)) else NAME
-
-
 ModelRef = Annotated[
     Annotated[str, Tag(NAME)] | Annotated[ModelArch, Tag(INLINE)],
-    Discriminator(_name_or_inline),
+    Discriminator(name_or_inline),
     Field(description="name (`perfsim list models`), Hugging Face id, path of a config.json, or a whole descriptor"),
-]
-HardwareRef = Annotated[
-    Annotated[str, Tag(NAME)] | Annotated[Node, Tag(INLINE)],
-    Discriminator(_name_or_inline),
-    Field(description="name of a node or accelerator (`perfsim list hardware`), or a whole descriptor"),
 ]
 
 
@@ -46,7 +35,7 @@ class ScenarioFile(Spec):
     hardware: HardwareRef
     parallel: ParallelPlan = ParallelPlan()
     policy: ServingPolicy = ServingPolicy()
-    deployment: Deployment = Deployment()
+    deployment: DeploymentFile = DeploymentFile()
     workload: Workload
     slo: SLO = SLO()
     engine: str = Field(default=DEFAULT_ENGINE, description="engine profile, from hardware/calibration")
