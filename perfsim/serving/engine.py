@@ -23,8 +23,9 @@ from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_in_order, schedule_together
-from perfsim.serving.timing import TIME_EPS, run_seconds, steps_until
+from perfsim.serving.timing import TIME_EPS
 from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
+from perfsim.serving.work import Work
 
 _NO_LIMIT = 1 << 62
 
@@ -68,12 +69,14 @@ class Engine:
         self.prefilling: list[Request] = []
         self.emitting: list[Request] = []  # their prefill ends with the step in flight
         self.stalled: list[Request] = []  # decodes that get no token from the step in flight
+        self.rejoining: list[Request] = []
         self.late: list[Request] = []  # decodes that got none from the step before
         self.ended: list[Request] = []  # finished, blocks and slot not yet given back
         self.now = float("inf")  # the next step boundary
-        self.until = float("-inf")  # how far advance() may go; a finish hook may lower it
+        self.until = float("-inf")  # how far advance() may go; a hook may lower it
         self.last_start = float("-inf")  # when the step in flight began
         self.in_flight = False
+        self.work: Work | None = None  # the steps in flight; more than one can still be cut short
         self.batch = DecodeBatch(block_size=config.block_size, windows=windows)
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
         self.submitted = self.admissions = self.preemptions = 0
@@ -107,19 +110,31 @@ class Engine:
         self._counted_at = request.queued
         self.population += 1
         self.incoming.append(request)
-        if self.now == float("inf"):
-            self.now = request.queued
+        self._wake(request.queued)
+
+    def next_event(self) -> float:
+        """When something may happen that others can see: the end of the steps in flight; inf when there are none."""
+        return self.now
 
     def advance(self, until: float) -> None:
-        """Simulate every step boundary before `until`; the step in flight then ends at the first one not before it."""
+        """Simulate every boundary before `until`; what is in flight then ends later, but can be cut short by events."""
         self.until = until
         while self.now < self.until - TIME_EPS:
-            self._complete()
+            self.complete()
             if self.now >= self.until - TIME_EPS:
                 return  # a finish hook announced an arrival at this very boundary
-            if not self._plan():
+            work = self.plan()
+            if work is None:
                 self.now = float("inf")
                 return
+            if work.prefill:
+                work.first = self.steps.step_seconds(
+                    work.tokens, work.logits, self.batch.size, work.context, work.prefill, work.pairs, work.read
+                )
+            else:
+                run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count)
+                work.count, work.first, work.slope = run
+            self.now = work.end()
 
     def drain(self) -> None:
         """Run until nothing is left to do."""
@@ -127,10 +142,22 @@ class Engine:
         if self.waiting or self.running or self.incoming:
             raise RuntimeError("the engine stopped with work left: a scheduling bug")
 
+    def _wake(self, at: float) -> None:
+        """Something happens at `at` that the scheduler must see at the next boundary."""
+        work = self.work
+        if work is not None:
+            if work.count > 1:  # under async scheduling the batch of the step after this one is formed already
+                work.cut(at, ahead=1 if self.config.async_scheduling else 0)
+                self.now = work.end()
+        elif self.now == float("inf"):
+            self.now = at
+
     # --- one boundary -----------------------------------------------------------------------------------------------
 
-    def _complete(self) -> None:
-        """Apply what the step that ends now has produced."""
+    def complete(self) -> None:
+        """Apply what the steps that end now have produced."""
+        if self.work is not None:
+            self._close(self.work)
         now, batch = self.now, self.batch
         if self.late or self.stalled:
             for request in self.late:
@@ -153,27 +180,28 @@ class Engine:
                 batch.join(request)
         self.emitting = []
 
-    def _plan(self) -> bool:
-        """Choose the next step, or run of equal steps, and set `now` to its end; False when there is nothing to run."""
+    def plan(self) -> Work | None:
+        """Choose the next step, or run of equal steps, still without times; None when there is nothing to run."""
         lagging = self.in_flight and self.config.async_scheduling
         if self.incoming:
             self._see_arrivals(self.last_start if lagging else self.now)
         if self.ended and not lagging:
             self._give_back()
         preemptions = self.preemptions
-        if self._schedule(self.now):
-            return True
+        self.work = self._schedule()
+        if self.work is not None:
+            return self.work
         self.in_flight = False
         if lagging:
             self._see_arrivals(self.now)
             self._give_back()
         elif self.preemptions == preemptions:
-            return False
-        while not self._schedule(self.now):  # a step in which everyone was preempted runs nothing; then blocks are free
-            if self.preemptions == preemptions:
-                return False
+            return None
+        self.work = self._schedule()
+        while self.work is None and self.preemptions > preemptions:  # everyone was preempted: now blocks are free
             preemptions = self.preemptions
-        return True
+            self.work = self._schedule()
+        return self.work
 
     def _see_arrivals(self, cutoff: float) -> None:
         incoming = self.incoming
@@ -195,14 +223,13 @@ class Engine:
             self.ended.clear()
             self.blocked = False
 
-    def _schedule(self, now: float) -> bool:
+    def _schedule(self) -> Work | None:
         """Form a batch as vLLM does: running requests first, then admissions while blocks, slots and budget last."""
         batch, kv = self.batch, self.kv
         if batch.size and not self.prefilling and (self.blocked or not self.waiting):
             need = batch.block_phase[batch.step % batch.block_size]
             if need <= kv.free:
-                self._jump(now, need, limit=1 if self.late else _NO_LIMIT)
-                return True
+                return self._decode_work(need, limit=1 if self.late else _NO_LIMIT)
         chunks = schedule_together(self)
         stalled: list[Request] = []
         preempted = False
@@ -211,18 +238,14 @@ class Engine:
         budget = self.config.max_num_batched_tokens - self.batch.size - sum(tokens for _, tokens in chunks)
         if self.waiting and not preempted and budget > 0 and (chunks or not self.blocked):
             self._admit(budget, chunks)
-        executed = True
+        self.stalled, self.rejoining = stalled, list(stalled)
         if chunks:
-            self._mixed_step(now, chunks)
-        elif self.batch.size:
+            return self._mixed_work(chunks)
+        if self.batch.size:
             again = stalled or preempted or self.late or (self.waiting and not self.blocked)
-            self._jump(now, 0, limit=1 if again else _NO_LIMIT)
-        else:
-            executed = False
-        for request in stalled:
-            self.batch.join(request)
-        self.stalled = stalled
-        return executed
+            return self._decode_work(0, limit=1 if again else _NO_LIMIT)
+        self._rejoin()
+        return None
 
     def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
         config, kv, waiting, running = self.config, self.kv, self.waiting, self.running
@@ -270,7 +293,7 @@ class Engine:
 
     # --- executing --------------------------------------------------------------------------------------------------
 
-    def _mixed_step(self, now: float, chunks: list[tuple[Request, int]]) -> None:
+    def _mixed_work(self, chunks: list[tuple[Request, int]]) -> Work:
         """One step with prefill work; decodes take part in it."""
         decodes = self.batch.size
         context, growth = self.batch.attended()
@@ -286,11 +309,12 @@ class Engine:
         elif emitting:
             self.prefilling = [request for request in self.prefilling if request not in emitting]
         pairs, read = self._attention_work(chunks)
-        logits = decodes + len(chunks)
-        seconds = self.steps.step_seconds(decodes + new, logits, decodes, context, new, pairs, read)
         self._give_back()
         self.blocked = False
-        self._record(now, 1, seconds, 0.0, decodes + new, logits, new, context, growth, pairs, read)
+        waiting = len(self.waiting) + len(self.incoming)
+        return Work(
+            self.now, 1, decodes + new, decodes + len(chunks), new, context, growth, pairs, read, waiting
+        )  # fmt: skip
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(causal pairs, K/V entries read) of prefill chunks that are computed already, per window."""
@@ -303,53 +327,47 @@ class Engine:
         read = [sum(context_read(chunk, past, window) for chunk, past in work) for window in self.windows]
         return tuple(pairs), tuple(read)
 
-    def _jump(self, now: float, need: int, *, limit: int) -> None:
+    def _decode_work(self, need: int, *, limit: int) -> Work:
         """As many equal decode steps, at most `limit`, as nothing can change in; the first one takes `need` blocks."""
         batch, kv = self.batch, self.kv
         if self.incoming or (self.ended and self.waiting):
             limit = 1  # what arrived or was freed during the step in flight counts from the next one on
-        if self.ended:
-            if need:
-                kv.take(need)
-                need = 0
-            self._give_back()
-        if limit > 1:
-            left = batch.steps_left()
-            limit = min(limit, left)
-            if kv.free - need < batch.size * (limit // batch.block_size + 1):
-                limit = batch.steps_with_blocks(kv.free - need, limit)
-        context, growth = batch.attended()
-        count, first, slope = self.steps.decode_run(batch.size, context, growth, limit)
-        if count > 1 and now + run_seconds(count, first, slope) >= self.until - TIME_EPS:
-            whole = count
-            count = steps_until(self.until - TIME_EPS, now=now, first=first, slope=slope, most=whole)
-            if self.config.async_scheduling and count < whole:
-                count += 1  # the batch of the step after `until` is formed before it
-        if count > 1:
-            need += batch.blocks_in_run(count)
         if need:
             kv.take(need)
-        self._record(now, count, first, slope, batch.size, batch.size, 0, context, growth, self._zeros, self._zeros)
+        if self.ended:
+            self._give_back()
+        if limit > 1:
+            limit = min(limit, batch.steps_left())
+            if kv.free < batch.size * (limit // batch.block_size + 1):
+                limit = batch.steps_with_blocks(kv.free, limit)
+        context, growth = batch.attended()
+        waiting, size = len(self.waiting) + len(self.incoming), batch.size
+        return Work(self.now, limit, size, size, 0, context, growth, self._zeros, self._zeros, waiting)
 
-    def _record(
-        self, now: float, count: int, first: float, slope: float, tokens: int, logits: int, prefill: int,
-        context: tuple[int, ...], growth: tuple[int, ...], pairs: tuple[int, ...], read: tuple[int, ...],
-    ) -> None:  # fmt: skip
-        """Write the segment down and move the clocks and sums to its end."""
-        decodes = self.batch.size
+    def _close(self, work: Work) -> None:
+        """The steps in flight have been executed: write the segment down and move the sums to its end."""
+        batch = self.batch
+        decodes, count = batch.size, work.count
+        if count > 1:
+            self.kv.take(batch.blocks_in_run(count))
         self.recorder.segment((
-            now, count, first, slope, tokens, logits, decodes, decodes - len(self.late), decodes + len(self.emitting),
-            prefill, len(self.running), len(self.waiting) + len(self.incoming), self.kv.total - self.kv.free,
-            *context, *growth, *pairs, *read,
+            work.start, count, work.first, work.slope, work.tokens, work.logits, decodes, decodes - len(self.late),
+            decodes + len(self.emitting), work.prefill, len(self.running), work.waiting, self.kv.total - self.kv.free,
+            *work.context, *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
-        self.scheduled_tokens += count * tokens
-        if count == 1:
-            self.last_start, self.now = now, now + first
-        else:
-            self.last_start = now + run_seconds(count - 1, first, slope)
-            self.now = now + run_seconds(count, first, slope)
+        self.scheduled_tokens += count * work.tokens
+        self.last_start = work.last_start()
         self.in_flight = True
-        self.batch.advance(count)
+        self.work = None
+        batch.advance(count)
+        if self.rejoining:
+            self._rejoin()
+
+    def _rejoin(self) -> None:
+        """Decodes that got no token from a step take part in the next one again."""
+        for request in self.rejoining:
+            self.batch.join(request)
+        self.rejoining = []
 
     # --- membership -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,53 @@
+"""What an engine has decided to run: one step, or a run of equal decode steps, with or without its price."""
+
+from __future__ import annotations
+
+from perfsim.serving.timing import TIME_EPS, run_seconds, steps_until
+
+Sums = tuple[int, ...]
+
+
+class Work:
+    """Steps in flight: step i of `count` lasts first + i * slope seconds; sums as in a segment of the recorder.
+
+    The scheduler sets the sums and the most steps that nothing else can change (`count`); the clock, an engine's own or
+    that of a lock-step group, sets times. `waiting` requests were queued when it began.
+    """
+
+    __slots__ = (
+        "context", "count", "first", "growth", "logits", "pairs", "prefill", "read", "slope", "start", "tokens",
+        "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self, start: float, count: int, tokens: int, logits: int, prefill: int, context: Sums, growth: Sums,
+        pairs: Sums, read: Sums, waiting: int,
+    ) -> None:  # fmt: skip
+        self.start = start
+        self.count = count
+        self.tokens = tokens
+        self.logits = logits
+        self.prefill = prefill
+        self.context = context
+        self.growth = growth
+        self.pairs = pairs
+        self.read = read
+        self.waiting = waiting
+        self.first = self.slope = 0.0
+
+    def end(self) -> float:
+        """When the last step ends."""
+        if self.count == 1:
+            return self.start + self.first
+        return self.start + run_seconds(self.count, self.first, self.slope)
+
+    def last_start(self) -> float:
+        """When the last step begins."""
+        if self.count == 1:
+            return self.start
+        return self.start + run_seconds(self.count - 1, self.first, self.slope)
+
+    def cut(self, at: float, *, ahead: int) -> None:
+        """Keep the steps up to the first boundary not before `at`, and `ahead` more."""
+        count = ahead + steps_until(at - TIME_EPS, now=self.start, first=self.first, slope=self.slope, most=self.count)
+        self.count = min(self.count, count)
