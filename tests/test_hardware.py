@@ -155,6 +155,7 @@ def test_every_node_number_has_a_source(name: str) -> None:
     node = catalog.node(name)
     numbers = ["accelerator_count", "scale_up.bandwidth", "scale_up.latency", "host_link.bandwidth"]
     numbers += ["host_link.latency", "host_power"]
+    numbers += ["scale_up.in_switch_reduction"] if node.scale_up.in_switch_reduction else []
     if node.dram is not None:
         numbers += [f"dram.{field}" for field in ("capacity", "read_bandwidth", "write_bandwidth", "latency")]
     assert set(node.sources) == set(numbers)
@@ -188,9 +189,9 @@ def test_h100_dense_peak() -> None:
 def test_nodes_are_plausible(name: str) -> None:
     node = catalog.node(name)
     assert node.accelerator_count in (1, 4, 8, 72)
-    assert not (node.scale_up.switched and node.scale_up.kind == "pcie")
+    assert (node.scale_up.topology == "host") >= (node.scale_up.kind == "pcie")
     assert min(node.scale_up.bandwidth, node.host_link.bandwidth) > 0
-    assert not node.host_link.switched
+    assert node.host_link.topology == "host"
     assert node.scale_up.bandwidth < node.accelerator.memory.read_bandwidth
     assert node.scale_up.bandwidth >= node.host_link.bandwidth
     assert node.host_power > 0

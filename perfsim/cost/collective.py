@@ -1,53 +1,56 @@
-"""Collectives inside a node: the fastest legal algorithm wins, as NCCL's tuner and vLLM's custom all-reduce choose.
-
-With payload B per GPU, n GPUs, link bandwidth b per direction at efficiency e, launch time l and time per hop h:
-
-    one-shot all-reduce   l + h + (n-1) B / (e b)          every GPU reads all of every peer
-    two-shot all-reduce   l + 2h + 2 (n-1)/n B / (e b)     reduce-scatter, then all-gather, over direct peers
-    ring all-reduce       l + 2(n-1) h + 2 (n-1)/n B / (e b)
-    direct all-gather     l + h + (n-1) B / (e b)
-    ring all-gather       l + (n-1) h + (n-1) B / (e b)
-
-Algorithms and step counts: Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in
-MPICH", IJHPCA 2005. One-shot, two-shot and direct need all peers in reach at full rate, so a switched link. Neglected:
-in-switch reduction, protocol switches inside NCCL, contention.
-"""
+"""Collectives over the links that a group really crosses: the fastest legal algorithm wins, as NCCL's tuner chooses."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Collection
 
+import numpy as np
+from numpy.typing import NDArray
+
+from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.estimate import Estimate
+from perfsim.cost.topology import Fabric
 from perfsim.ops.op import Collective, Num
 from perfsim.spec.calibration import DeviceEfficiency
-from perfsim.spec.hardware import Link
 
 
-def collective_estimate(collective: Collective, link: Link, efficiency: DeviceEfficiency) -> Estimate:
-    """Time of all `count` exchanges on an otherwise idle `link`; zero where they are not active."""
-    times = [_ring(collective, link, efficiency)]
-    if link.switched:
-        times += _direct(collective, link, efficiency)
-    fastest = times[0]
-    for other in times[1:]:
-        fastest = np.minimum(fastest, other)
+def collective_estimate(collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency) -> Estimate:
+    """Time of all `count` exchanges on an otherwise idle `fabric`; zero where they are not active, and for one GPU.
+
+    Works for arrays of bytes. Bound by "link" inside a node, by "network" beyond. Raises InfeasibleError when the
+    machine has no such group.
+    """
+    if collective.group == 1:
+        return Estimate(0.0 * collective.bytes)
+    _, fastest = fastest_algorithm(collective, fabric, efficiency)
     seconds = collective.count * collective.active * fastest
-    moved = collective.count * collective.bytes
-    return Estimate(seconds, bytes=moved, bound_s={"link": seconds}, d_seconds={"communication": seconds})
+    inside = all(level.scale_up for level in fabric.path(collective.group, stride=collective.stride))
+    return Estimate(
+        seconds,
+        bytes=collective.count * collective.bytes,
+        bound_s={"link" if inside else "network": seconds},
+        d_seconds={"communication": seconds},
+    )
 
 
-def _ring(collective: Collective, link: Link, efficiency: DeviceEfficiency) -> Num:
-    n, wire = collective.group, collective.bytes / (efficiency.collective_bandwidth * link.bandwidth)
-    hop = efficiency.collective_hop + link.latency
-    if collective.kind == "all_reduce":
-        return efficiency.collective_launch + 2 * (n - 1) * hop + wire * (2 * (n - 1) / n)
-    return efficiency.collective_launch + (n - 1) * hop + wire * (n - 1)
+def algorithm_seconds(
+    collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency, *, allowed: Collection[str] | None = None
+) -> dict[str, Num]:
+    """Seconds of one exchange by every algorithm that is possible here (and `allowed`), by name."""
+    path = fabric.path(collective.group, stride=collective.stride)
+    times = {}
+    for name, algorithm in ALGORITHMS[collective.kind].items():
+        seconds = algorithm(collective, path, efficiency) if path and (allowed is None or name in allowed) else None
+        if seconds is not None:
+            times[name] = seconds
+    return times
 
 
-def _direct(collective: Collective, link: Link, efficiency: DeviceEfficiency) -> list[Num]:
-    n, wire = collective.group, collective.bytes / (efficiency.collective_bandwidth * link.bandwidth)
-    hop = efficiency.collective_hop + link.latency
-    one_shot = efficiency.collective_launch + hop + wire * (n - 1)
-    if collective.kind == "all_gather":
-        return [one_shot]
-    return [one_shot, efficiency.collective_launch + 2 * hop + wire * (2 * (n - 1) / n)]
+def fastest_algorithm(
+    collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency, *, allowed: Collection[str] | None = None
+) -> tuple[NDArray[np.str_], Num]:
+    """(name, seconds) of the fastest algorithm, elementwise over arrays of bytes; the first one of equals."""
+    times = algorithm_seconds(collective, fabric, efficiency, allowed=allowed)
+    names = np.array(list(times))
+    seconds = np.stack(np.broadcast_arrays(*times.values()))
+    return names[seconds.argmin(axis=0)], seconds.min(axis=0)

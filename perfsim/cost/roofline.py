@@ -68,9 +68,9 @@ def dynamic_joules(op: Op, accelerator: Accelerator, efficiency: DeviceEfficienc
 
     At the achievable GEMM rate a FLOP stream draws `compute_fraction` of (TDP - idle), at the achievable bandwidth a
     byte stream draws `memory_fraction`. Neglected: voltage and clock changes, narrower formats' lower energy per FLOP
-    beyond their higher rate.
+    beyond their higher rate. Zero for a device of unknown power, whose energy is then not reported.
     """
-    headroom = max(0.0, accelerator.tdp - accelerator.idle_power)
+    headroom = accelerator.dynamic_power or 0.0
     per_flop = headroom * power.compute_fraction / (efficiency.gemm_compute * peak_flops(accelerator, op.dtype))
     per_byte = headroom * power.memory_fraction / (efficiency.gemm_bandwidth * accelerator.memory.read_bandwidth)
     return op.flops * per_flop + (op.read_bytes + op.write_bytes) * per_byte

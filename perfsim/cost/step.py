@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from perfsim.cost.collective import collective_estimate
 from perfsim.cost.estimate import Estimate, overlap
 from perfsim.cost.roofline import op_estimate
+from perfsim.cost.topology import fabric
 from perfsim.ops.op import Num, Op
 from perfsim.ops.step import StepShape
 from perfsim.ops.transformer import lower
@@ -34,14 +35,14 @@ def gpu_parts(
     step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration
 ) -> Iterator[Estimate]:
     """Every operator and collective of a step on one GPU, in order; they run one after the other."""
-    engine = calibration.engine
+    engine, links = calibration.engine, fabric(node)
     for work in lower(
         model, step, tp=tp, expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes
     ):
         if isinstance(work, Op):
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)
         else:
-            yield collective_estimate(work, node.scale_up, calibration.device)
+            yield collective_estimate(work, links, calibration.device)
 
 
 def host_parts(step: StepShape, calibration: Calibration) -> tuple[Estimate, Estimate]:

@@ -17,6 +17,7 @@ from perfsim.cost.collective import collective_estimate
 from perfsim.cost.device import peak_flops
 from perfsim.cost.piecewise import PiecewiseLinear
 from perfsim.cost.roofline import decode_attention_curve, op_estimate
+from perfsim.cost.topology import fabric
 from perfsim.ops.op import Driver, Num, Op
 from perfsim.ops.step import StepShape, attention_windows
 from perfsim.ops.transformer import lower
@@ -136,7 +137,7 @@ def compile_steps(
 
     Tables cover 0..max_num_batched_tokens tokens and 0..max_num_seqs sampled sequences.
     """
-    engine = calibration.engine
+    engine, links = calibration.engine, fabric(node)
 
     def work(step: StepShape, driver: Driver) -> list[Num]:
         """Seconds of every operator and collective that follows `driver`."""
@@ -147,7 +148,7 @@ def compile_steps(
         return [
             op_estimate(item, node.accelerator, calibration.device, calibration.power).seconds
             if isinstance(item, Op)
-            else collective_estimate(item, node.scale_up, calibration.device).seconds
+            else collective_estimate(item, links, calibration.device).seconds
             for item in chosen
         ]
 

@@ -101,9 +101,10 @@ def _energy(
     Neglected: cooling and power conversion (PUE), GPUs of the node that the replica does not use.
     """
     node, tp = scenario.hardware, scenario.parallel.tp
-    if makespan is None or dynamic is None:
+    idle_power = node.accelerator.idle_power
+    if makespan is None or dynamic is None or idle_power is None or node.accelerator.dynamic_power is None:
         return dict.fromkeys(ENERGIES)
-    idle = node.accelerator.idle_power * tp * makespan
+    idle = idle_power * tp * makespan
     host = node.host_power * tp / node.accelerator_count * makespan
     total = idle + dynamic * tp + host
     return {

@@ -15,6 +15,7 @@ Num = float | NDArray[np.float64]
 
 Driver = Literal["tokens", "logits", "attention", "expansion"]
 OpKind = Literal["gemm", "lm_head", "moe", "prefill_attention", "decode_attention", "elementwise", "sampling"]
+CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "broadcast"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,21 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """`count` equal exchanges of `bytes` per GPU among `group` GPUs of one node; `active` as for an Op."""
+    """`count` equal exchanges among `group` GPUs whose ranks are `stride` apart; `active` as for an Op.
 
-    kind: Literal["all_reduce", "all_gather"]
+    `bytes` is per GPU: the vector that is reduced, reduced and scattered, or broadcast; what each GPU contributes to an
+    all-gather; all that a GPU sends in an all-to-all if peers get equal parts, its own part included; the message of
+    one send_recv, in which each of `group` pipeline stages sends to the next. Ranks fill a node before the next one.
+    `across_bytes` replaces, for an all-to-all, what a GPU sends out of its node: expert dispatch may send a token once
+    per node and copy it there.
+    """
+
+    kind: CollectiveKind
     name: str
     count: int
     bytes: Num
     group: int
     driver: Driver = "tokens"
     active: Num = 1.0
+    stride: int = 1
+    across_bytes: Num | None = None

@@ -65,7 +65,8 @@ def _percent(value: float) -> str:
 def words(key: str) -> str:
     """A label made of a JSON key: `attention_decode` becomes `Attention decode`; names such as HBM keep capitals."""
     special = {"hbm": "HBM", "kv": "KV", "gpu": "GPU", "lm": "LM", "moe": "MoE", "tp": "TP", "cuda": "CUDA",
-               "nvlink": "NVLink", "pcie": "PCIe", "slo": "SLO", "gpus": "GPUs", "usd": "USD"}  # fmt: skip
+               "nvlink": "NVLink", "pcie": "PCIe", "slo": "SLO", "gpus": "GPUs", "usd": "USD",
+               "xgmi": "xGMI", "hccs": "HCCS", "ici": "ICI", "infiniband": "InfiniBand"}  # fmt: skip
     parts = [special.get(part, part) for part in key.replace("-", "_").split("_") if part]
     text = " ".join(parts)
     return text[:1].upper() + text[1:]

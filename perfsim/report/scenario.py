@@ -25,7 +25,8 @@ def subtitle(result: Result) -> str:
     if workload["kind"] == "trace":
         traffic = f"trace {_file_name(workload['trace'])}"
     else:
-        traffic = f"synthetic traffic, {workload['arrivals']['kind']} arrivals"
+        kind = {"rag": "questions over documents", "synthetic": "synthetic traffic"}.get(workload["kind"], workload["kind"])
+        traffic = f"{kind}, {workload['arrivals']['kind']} arrivals"
     counts = result.metrics["counts"]
     parts = [traffic, f"{counts['completed']:,} requests served"]
     if counts["rejected"]:
@@ -126,6 +127,6 @@ def _hardware(node: Json) -> Rows:
                    f"{human(memory['read_bandwidth'], 'bytes')}/s per GPU"),
         ("Dense peak", f"{peak} TFLOP/s per GPU"),
         ("GPU to GPU", f"{words(link['kind'])}, {human(link['bandwidth'], 'bytes')}/s each way"),
-        ("Power", f"{human(gpu['tdp'], 'W')} per GPU at most, {human(node['host_power'], 'W')} host"),
+        ("Power", f"{human(gpu.get('tdp'), 'W')} per GPU at most, {human(node['host_power'], 'W')} host"),
         ("Price", "not published" if price is None else f"{human(price, 'USD')} per GPU and hour"),
     ]  # fmt: skip

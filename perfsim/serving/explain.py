@@ -60,7 +60,7 @@ class Explanation:
         total = gpu + waited + exposed.seconds
         self.mismatch = max(self.mismatch, float((np.abs(total - actual) / actual).max()))
         accelerator = scenario.hardware.accelerator
-        headroom = max(0.0, accelerator.tdp - accelerator.idle_power)
+        headroom = accelerator.dynamic_power or 0.0
         self.joules += float((steps * np.minimum(joules, headroom * actual)).sum())
         self.busy += float((steps * actual).sum())
 

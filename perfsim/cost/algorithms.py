@@ -1,0 +1,246 @@
+"""Algorithms of collectives over the levels of a path: latency and bytes on the wire, one formula each.
+
+Symbols: vector B per GPU, n GPUs, launch l, hops h_i and rates per level i (`cost.topology.Level`), all rates at the
+efficiency e. A hop costs the engine's step plus the link. Every function returns seconds, or None where the algorithm
+is not possible. Step counts of ring, recursive and pairwise algorithms: Thakur, Rabenseifner, Gropp, "Optimization of
+Collective Communication Operations in MPICH", IJHPCA 19(1), 2005. Pipelines overlap their stages, so that the slowest
+one sets the rate. Neglected: protocol changes (NCCL's LL, LL128, Simple), channels, contention with other traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, log2
+
+import numpy as np
+
+from perfsim.cost.topology import Path
+from perfsim.ops.op import Collective, CollectiveKind, Num
+from perfsim.spec.calibration import DeviceEfficiency
+
+Algorithm = Callable[[Collective, Path, DeviceEfficiency], Num | None]
+
+
+def ring_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
+    """l + 2 sum of hops around the ring + 2 (n-1)/n B / rate: reduce-scatter, then all-gather, chunk by chunk."""
+    n = work.group
+    return e.collective_launch + 2 * _around(path, e) + work.bytes * (2 * (n - 1) / n) / _ring_rate(path, e)
+
+
+def tree_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """l + 2 depth h + twice the vector over every link: two complementary binary trees of nodes, a chain inside each.
+
+    Sanders, Speck, Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel Computing
+    35(12), 2009; NCCL has used them between nodes since 2.4. Between two nodes each link carries the vector once.
+    """
+    outside = tuple(level for level in path if not level.scale_up)
+    if not outside:
+        return None
+    chain = [level for level in path if level.scale_up]
+    hops = sum((level.size - 1) * _hop(level.latency, e) for level in chain) + _depth(outside, e)
+    wires = [2.0 * work.bytes / level.ring for level in chain] + _tree_wire(work.bytes, outside)
+    return e.collective_launch + 2 * hops + _pipelined(wires, e)
+
+
+def one_shot_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """l + h + (n-1) B / rate: every GPU reads the whole vector of every peer (vLLM's custom all-reduce)."""
+    if not _one_direct(path):
+        return None
+    level = path[0]
+    return e.collective_launch + _hop(level.latency, e) + work.bytes * (level.size - 1) / _rate(level.spread, e)
+
+
+def two_shot_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """l + 2h + 2 (n-1)/n B / rate: reduce-scatter, then all-gather, each in one step over direct peers."""
+    if not _one_direct(path):
+        return None
+    level, n = path[0], work.group
+    return e.collective_launch + 2 * _hop(level.latency, e) + work.bytes * (2 * (n - 1) / n) / _rate(level.spread, e)
+
+
+def nvls_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """l + 2h + (1 + 1/n) B / rate: switches add what they read from all GPUs and copy what one writes (NVLink SHARP).
+
+    Each GPU sends its vector once for the sums and a share 1/n of the result once. NCCL's NVLS, since 2.17.
+    """
+    if len(path) != 1 or not path[0].reduces:
+        return None
+    level = path[0]
+    return e.collective_launch + 2 * _hop(level.latency, e) + work.bytes * (1 + 1 / level.size) / _rate(level.spread, e)
+
+
+def nvls_tree_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """In-switch reduction inside nodes and trees between them, pipelined: NCCL's NVLSTree, since 2.18."""
+    if len(path) < 2 or not path[0].reduces:
+        return None
+    inside, outside = path[0], path[1:]
+    hops = 2 * _hop(inside.latency, e) + 2 * _depth(outside, e)
+    wires = [work.bytes * (1 + 1 / inside.size) / inside.spread, *_tree_wire(work.bytes, outside)]
+    return e.collective_launch + hops + _pipelined(wires, e)
+
+
+def hierarchical_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """Reduce-scatter inside the node, ring all-reduce of 1/n_0 of it between nodes on rails, all-gather inside.
+
+    One after the other, each at its own rate. On one node there is no middle part, and this is two-shot or ring.
+    """
+    if not path[0].scale_up:
+        return None
+    inside, outside = path[0], path[1:]
+    shared = work.bytes * (inside.size - 1) / inside.size / (inside.spread if inside.direct else inside.ring)
+    steps = (1 if inside.direct else inside.size - 1) * _hop(inside.latency, e)
+    total = e.collective_launch + 2 * (steps + shared / e.collective_bandwidth)
+    if outside:
+        nodes = work.group // inside.size
+        rate = min(level.ring for level in outside)
+        total = total + 2 * _around(outside, e) + work.bytes * (2 * (nodes - 1) / nodes) / _rate(rate, e)
+    return total
+
+
+def ring_all_gather(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
+    """l + sum of hops around the ring + (n-1) parts / rate; a reduce-scatter is the same, backwards."""
+    return e.collective_launch + _around(path, e) + _part(work) * (work.group - 1) / _ring_rate(path, e)
+
+
+def direct_all_gather(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """l + h + (n-1) parts / rate: every GPU reads the part of every peer at once."""
+    if not _one_direct(path):
+        return None
+    level = path[0]
+    return e.collective_launch + _hop(level.latency, e) + _part(work) * (level.size - 1) / _rate(level.spread, e)
+
+
+def hierarchical_all_gather(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """Ring all-gather of each rail between nodes, then of what a node collected inside it; backwards for a scatter."""
+    if len(path) < 2 or not path[0].scale_up:
+        return None
+    inside, outside = path[0], path[1:]
+    nodes = work.group // inside.size
+    between = _around(outside, e) + _part(work) * (nodes - 1) * inside.size / _rate(min(x.ring for x in outside), e)
+    steps = (1 if inside.direct else inside.size - 1) * _hop(inside.latency, e)
+    shared = _part(work) * nodes * (inside.size - 1) / _rate(inside.spread if inside.direct else inside.ring, e)
+    return e.collective_launch + between + steps + shared
+
+
+def pairwise_all_to_all(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
+    """l + a hop per peer + the slowest level's share of the bytes: GPU i exchanges with i + k in step k."""
+    return e.collective_launch + _around(path, e) + _pipelined(_scattered(work, path), e)
+
+
+def direct_all_to_all(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """l + the longest hop + the slowest level's share of the bytes: all peers at once (NCCL's grouped send/recv)."""
+    if not all(level.direct for level in path):
+        return None
+    longest = max(level.latency for level in path)
+    return e.collective_launch + _hop(longest, e) + _pipelined(_scattered(work, path), e)
+
+
+def forward(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
+    """l + the longest hop + B / its rate: every pipeline stage sends to the next one; the slowest pair counts."""
+    last = path[-1]
+    return e.collective_launch + _hop(last.latency, e) + work.bytes / _rate(min(level.peer for level in path), e)
+
+
+def chain_broadcast(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
+    """l + sum of hops along the chain + B / rate, in many small chunks."""
+    return e.collective_launch + _around(path, e) + work.bytes / _ring_rate(path, e)
+
+
+def binomial_broadcast(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
+    """l + log2 n rounds, level by level from the outermost, each a hop and the whole vector between two GPUs."""
+    rounds = [(ceil(log2(level.size)), level) for level in path]
+    hops = sum(count * _hop(level.latency, e) for count, level in rounds)
+    return e.collective_launch + hops + work.bytes * sum(count / _rate(level.peer, e) for count, level in rounds)
+
+
+def scatter_broadcast(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
+    """l + 2h + 2 (n-1)/n B / rate: the root scatters, then all gather in one step (van de Geijn's, direct peers)."""
+    return two_shot_all_reduce(work, path, e)
+
+
+ALGORITHMS: dict[CollectiveKind, dict[str, Algorithm]] = {
+    "all_reduce": {
+        "ring": ring_all_reduce, "tree": tree_all_reduce, "one_shot": one_shot_all_reduce,
+        "two_shot": two_shot_all_reduce, "nvls": nvls_all_reduce, "nvls_tree": nvls_tree_all_reduce,
+        "hierarchical": hierarchical_all_reduce,
+    },
+    "all_gather": {
+        "ring": ring_all_gather, "direct": direct_all_gather, "hierarchical": hierarchical_all_gather,
+    },
+    "reduce_scatter": {
+        "ring": ring_all_gather, "direct": direct_all_gather, "hierarchical": hierarchical_all_gather,
+    },
+    "all_to_all": {"pairwise": pairwise_all_to_all, "direct": direct_all_to_all},
+    "send_recv": {"forward": forward},
+    "broadcast": {"chain": chain_broadcast, "binomial": binomial_broadcast, "scatter": scatter_broadcast},
+}  # fmt: skip
+
+
+def _hop(latency: float, e: DeviceEfficiency) -> float:
+    return e.collective_hop + latency
+
+
+def _rate(bandwidth: float, e: DeviceEfficiency) -> float:
+    return e.collective_bandwidth * bandwidth
+
+
+def _around(path: Path, e: DeviceEfficiency) -> float:
+    """Seconds of hops along a chain through all n GPUs: n-1 of them, most inside units, few across."""
+    total, units = 0.0, 1
+    for level in reversed(path):
+        total += (level.size - 1) * units * _hop(level.latency, e)
+        units *= level.size
+    return total
+
+
+def _ring_rate(path: Path, e: DeviceEfficiency) -> float:
+    """Bytes/s per GPU of rings through all GPUs: one edge per ring leaves a unit, so a unit's whole exit serves it."""
+    return _rate(min(level.ring for level in path), e)
+
+
+def _depth(path: Path, e: DeviceEfficiency) -> float:
+    return sum(ceil(log2(level.size)) * _hop(level.latency, e) for level in path)
+
+
+def _tree_wire(vector: Num, outside: Path) -> list[Num]:
+    """Seconds at full rate per level between nodes: two trees carry half the vector each, up and down, to two children.
+
+    A unit that has two children in one tree is a leaf in the other: vector in, vector out, both ways. Two units are
+    parent and child once each way, so that half of that is left.
+    """
+    return [vector * (1.0 if level.size == 2 and len(outside) == 1 else 2.0) / level.exit for level in outside]
+
+
+def _scattered(work: Collective, path: Path) -> list[Num]:
+    """Seconds at full rate per level of what each GPU sends to GPUs outside its unit but inside the next larger one.
+
+    Traffic that leaves a node uses the network cards on every tier it crosses, and the scale-up links only when it is
+    forwarded inside the node (`across_bytes`: each token enters a node once and is copied there).
+    """
+    wires: list[Num] = []
+    for level in path:
+        reached = level.size if level.scale_up else work.group
+        sent = work.bytes * ((reached - level.below) / work.group)
+        if work.across_bytes is not None and not level.scale_up:
+            leaving = work.group - (path[0].size if path[0].scale_up else 1)
+            sent = work.across_bytes * ((work.group - level.below) / leaving)
+        elif work.across_bytes is not None and len(path) > 1:
+            sent = work.bytes * ((level.size - 1) / level.size)  # every copy for a peer passes the scale-up links
+        wires.append(sent / level.spread)
+    return wires
+
+
+def _pipelined(wires: list[Num], e: DeviceEfficiency) -> Num:
+    slowest = wires[0]
+    for wire in wires[1:]:
+        slowest = np.maximum(slowest, wire)
+    return slowest / e.collective_bandwidth
+
+
+def _part(work: Collective) -> Num:
+    """What one GPU contributes to a gather; of a reduce-scatter, what it keeps."""
+    return work.bytes if work.kind == "all_gather" else work.bytes / work.group
+
+
+def _one_direct(path: Path) -> bool:
+    return len(path) == 1 and path[0].direct and path[0].scale_up
