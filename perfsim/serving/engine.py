@@ -12,109 +12,40 @@ still in flight.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import attended_pairs, context_read
+from perfsim.serving.admission import admit
 from perfsim.serving.batch import DecodeBatch
-from perfsim.serving.kv_cache import KVCache
+from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_in_order, schedule_together
 from perfsim.serving.timing import TIME_EPS
-from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
 from perfsim.serving.work import Work
 
 _NO_LIMIT = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Scheduler limits, every default filled in; token and block counts."""
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    max_model_len: int
-    block_size: int
-    total_blocks: int
-    window_blocks: int = 0
-    priority: bool = False
-    chunked_prefill: bool = True
-    prefix_caching: bool = True
-    long_prefill_token_threshold: int = 0
-    async_scheduling: bool = True
-    reserve_full_isl: bool = True
-    watermark_blocks: int = 0
-
-
-class Engine:
+class Engine(EngineFront):
     """A replica: `submit` requests in time order, `advance` to a time, `drain` at the end."""
 
     def __init__(
         self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[int | None, ...] = (None,),
-        on_finish: Callable[[Request, float], None] | None = None,
+        on_finish: Hook | None = None,
     ) -> None:  # fmt: skip
-        self.config = config
-        self.steps = steps
-        self.recorder = recorder
-        self.on_finish = on_finish
-        self.windows = windows
-        self.kv = KVCache(config.total_blocks, block_size=config.block_size, caching=config.prefix_caching)
-        self._zeros = (0,) * len(windows)
-        self.waiting: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()
-        self.incoming: deque[Request] = deque()  # submitted, not yet seen by the scheduler
+        super().__init__(config=config, steps=steps, recorder=recorder, windows=windows, on_finish=on_finish)
+        self.zeros = (0,) * len(windows)
         self.running: dict[Request, None] = {}  # admission order
         self.prefilling: list[Request] = []
         self.emitting: list[Request] = []  # their prefill ends with the step in flight
         self.stalled: list[Request] = []  # decodes that get no token from the step in flight
-        self.rejoining: list[Request] = []
+        self.rejoining: list[Request] = []  # those of them that are not in the batch now
         self.late: list[Request] = []  # decodes that got none from the step before
         self.ended: list[Request] = []  # finished, blocks and slot not yet given back
-        self.now = float("inf")  # the next step boundary
-        self.until = float("-inf")  # how far advance() may go; a hook may lower it
-        self.last_start = float("-inf")  # when the step in flight began
-        self.in_flight = False
         self.work: Work | None = None  # the steps in flight; more than one can still be cut short
         self.batch = DecodeBatch(block_size=config.block_size, windows=windows)
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
-        self.submitted = self.admissions = self.preemptions = 0
-        self.scheduled_tokens = 0
-        self.saved_tokens = 0  # found in the prefix cache
-        self.lost_tokens = 0  # dropped by preemptions
-        self.population = 0  # requests in the engine, and its integral over time
-        self.request_seconds = 0.0
-        self._counted_at = 0.0
-
-    # --- what a cluster calls ---------------------------------------------------------------------------------------
-
-    def submit(self, request: Request) -> None:
-        """A request reaches the engine's queue at `request.queued`; never before what `advance` has passed."""
-        self.submitted += 1
-        config = self.config
-        length = request.prompt + request.output
-        reason = ""
-        if length > config.max_model_len:
-            reason = "longer than max_model_len"
-        elif -(-(length - 1) // config.block_size) + config.window_blocks > config.total_blocks:
-            reason = "longer than the KV pool"
-        elif not config.chunked_prefill and length > config.max_num_batched_tokens:
-            reason = "longer than max_num_batched_tokens without chunked prefill"
-        if reason:
-            self.recorder.reject(reason)
-            if self.on_finish is not None:
-                self.on_finish(request, request.queued)
-            return
-        self.request_seconds += self.population * (request.queued - self._counted_at)
-        self._counted_at = request.queued
-        self.population += 1
-        self.incoming.append(request)
-        self._wake(request.queued)
-
-    def next_event(self) -> float:
-        """When something may happen that others can see: the end of the steps in flight; inf when there are none."""
-        return self.now
+        self.admissions = 0
 
     def advance(self, until: float) -> None:
         """Simulate every boundary before `until`; what is in flight then ends later, but can be cut short by events."""
@@ -139,10 +70,36 @@ class Engine:
     def drain(self) -> None:
         """Run until nothing is left to do."""
         self.advance(float("inf"))
-        if self.waiting or self.running or self.incoming:
+        if self.running or not self.idle:
             raise RuntimeError("the engine stopped with work left: a scheduling bug")
 
-    def _wake(self, at: float) -> None:
+    def fail(self, at: float) -> list[Request]:
+        """Lose everything at the end of the step in flight at `at`; the requests that were here, as if unseen.
+
+        What that step completes is still delivered; the hooks may therefore speak of a time after `at`.
+        """
+        self.advance(at)
+        if self.work is not None:
+            self.work.cut(at, ahead=0)
+            self.now = self.work.end()
+        elif self.now == float("inf"):
+            self.now = at
+        self.complete()
+        running = []
+        for request in self.running:
+            if request in self.ended:
+                continue
+            late = request in self.late
+            if request.decoding:
+                self.batch.leave(request)
+            running.append((request, self.now if request.emitted and not late else request.last_token))
+        lost = self.abandon(running)
+        self.running, self.prefilling, self.stalled, self.late, self.ended = {}, [], [], [], []
+        self.batch = DecodeBatch(block_size=self.config.block_size, windows=self.windows)
+        self.blocked = False
+        return lost
+
+    def wake(self, at: float) -> None:
         """Something happens at `at` that the scheduler must see at the next boundary."""
         work = self.work
         if work is not None:
@@ -176,6 +133,9 @@ class Engine:
             request.emitted += 1
             if request.emitted == request.output:
                 self._finish(request)
+            elif self.config.prefill_only:
+                self.ended.append(request)
+                self.hand_over(request)
             else:
                 batch.join(request)
         self.emitting = []
@@ -183,8 +143,8 @@ class Engine:
     def plan(self) -> Work | None:
         """Choose the next step, or run of equal steps, still without times; None when there is nothing to run."""
         lagging = self.in_flight and self.config.async_scheduling
-        if self.incoming:
-            self._see_arrivals(self.last_start if lagging else self.now)
+        if self.incoming or self.notices:
+            self._see(self.last_start if lagging else self.now)
         if self.ended and not lagging:
             self._give_back()
         preemptions = self.preemptions
@@ -193,7 +153,7 @@ class Engine:
             return self.work
         self.in_flight = False
         if lagging:
-            self._see_arrivals(self.now)
+            self._see(self.now)
             self._give_back()
         elif self.preemptions == preemptions:
             return None
@@ -203,13 +163,19 @@ class Engine:
             self.work = self._schedule()
         return self.work
 
-    def _see_arrivals(self, cutoff: float) -> None:
-        incoming = self.incoming
-        while incoming and incoming[0].queued <= cutoff + TIME_EPS:
-            request = incoming.popleft()
-            if self.config.priority or not self.waiting:
-                self.blocked = False
-            self.waiting.push(request)
+    def _see(self, cutoff: float) -> None:
+        if self.see(cutoff):
+            self.blocked = False
+        while self.ready and len(self.running) < self.config.max_num_seqs:
+            self._join_remote(self.ready.popleft())
+
+    def _join_remote(self, request: Request) -> None:
+        """The K/V of a prompt have arrived: it decodes from the next step on, its first gap began elsewhere."""
+        self.running[request] = None
+        if request.keys:
+            self.kv.commit(request, request.computed // self.config.block_size)
+        self.batch.join(request)
+        self.late.append(request)
 
     def _give_back(self) -> None:
         """Free the blocks and slots of requests that ended."""
@@ -218,7 +184,8 @@ class Engine:
                 self.ended.sort(key=_admission)  # vLLM goes through the running requests in order
             running = self.running
             for request in self.ended:
-                self._free(request, request.prompt + request.output - 1, resumes=False)
+                if request not in self.abroad:
+                    self.give_back(request, request.prompt + request.output - 1)
                 del running[request]
             self.ended.clear()
             self.blocked = False
@@ -237,7 +204,7 @@ class Engine:
             chunks, stalled, preempted = schedule_in_order(self)
         budget = self.config.max_num_batched_tokens - self.batch.size - sum(tokens for _, tokens in chunks)
         if self.waiting and not preempted and budget > 0 and (chunks or not self.blocked):
-            self._admit(budget, chunks)
+            admit(self, budget, chunks)
         self.stalled, self.rejoining = stalled, list(stalled)
         if chunks:
             return self._mixed_work(chunks)
@@ -246,50 +213,6 @@ class Engine:
             return self._decode_work(0, limit=1 if again else _NO_LIMIT)
         self._rejoin()
         return None
-
-    def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
-        config, kv, waiting, running = self.config, self.kv, self.waiting, self.running
-        size = config.block_size
-        while waiting and budget > 0:
-            if len(running) >= config.max_num_seqs:
-                self.blocked = True
-                return
-            request = waiting.head()
-            target = request.prompt + request.emitted
-            hits, idle = kv.lookup(request, (target - 1) // size) if request.keys or request.run else (0, 0)
-            cached = hits * size
-            chunk = target - cached
-            if config.long_prefill_token_threshold and len(running) + len(waiting) > 1:
-                chunk = min(chunk, config.long_prefill_token_threshold)
-            if chunk > budget:
-                if not config.chunked_prefill:
-                    return
-                chunk = budget
-            new = -(-(cached + chunk) // size) - hits + config.window_blocks
-            must_fit = -(-target // size) - hits + config.window_blocks if config.reserve_full_isl else new
-            if must_fit + idle + (config.watermark_blocks if running else 0) > kv.free:
-                # Evicting what it would have hit may make a first chunk fit; a whole prompt waits for freed blocks.
-                self.blocked = config.reserve_full_isl or not (request.keys or request.run)
-                return
-            waiting.take()
-            if hits:
-                kv.acquire(request, hits)
-                self.saved_tokens += cached
-            else:
-                request.run = None
-            kv.take(new)
-            request.computed = cached
-            if request.scheduled < 0.0:
-                request.scheduled = max(self.now, request.queued)
-                request.cached = cached
-            self.admissions += 1
-            request.order = self.admissions
-            running[request] = None
-            self.prefilling.append(request)
-            chunks.append((request, chunk))
-            budget -= chunk
-            if request.keys:
-                kv.commit(request, (cached + chunk) // size)
 
     # --- executing --------------------------------------------------------------------------------------------------
 
@@ -342,7 +265,7 @@ class Engine:
                 limit = batch.steps_with_blocks(kv.free, limit)
         context, growth = batch.attended()
         waiting, size = len(self.waiting) + len(self.incoming), batch.size
-        return Work(self.now, limit, size, size, 0, context, growth, self._zeros, self._zeros, waiting)
+        return Work(self.now, limit, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
 
     def _close(self, work: Work) -> None:
         """The steps in flight have been executed: write the segment down and move the sums to its end."""
@@ -372,19 +295,8 @@ class Engine:
     # --- membership -------------------------------------------------------------------------------------------------
 
     def _finish(self, request: Request) -> None:
-        now = request.finish = self.now
-        self.request_seconds += self.population * (now - self._counted_at)
-        self._counted_at = now
-        self.population -= 1
-        self.recorder.finish(request)
         self.ended.append(request)
-        if self.on_finish is not None:
-            self.on_finish(request, self.now)
-
-    def _free(self, request: Request, tokens: int, *, resumes: bool) -> None:
-        self.kv.release(request, tokens, resumes=resumes)
-        if self.config.window_blocks:
-            self.kv.put_back_blank(self.config.window_blocks)
+        self.finish(request)
 
     def stall(self, request: Request) -> None:
         """A decode that gets no token in this step: off the sums until the step is over."""
@@ -401,7 +313,7 @@ class Engine:
         else:
             self.prefilling.remove(request)
         self.lost_tokens += request.computed
-        self._free(request, tokens, resumes=True)
+        self.give_back(request, tokens, resumes=True)
         request.computed = 0
         request.preemptions += 1
         self.preemptions += 1

@@ -67,8 +67,9 @@ class Recorder:
 
     def finish(self, request: Request) -> None:
         """A request whose last token is out."""
+        queued = request.received if request.remote else request.queued
         self._requests.extend((
-            request.index, request.arrival, request.queued, request.scheduled, request.first_token, request.finish,
+            request.index, request.arrival, queued, request.scheduled, request.first_token, request.finish,
             request.prompt, request.output, request.cached, request.preemptions,
         ))  # fmt: skip
         self.finished += 1

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from perfsim.cost.memory import MemoryPlan, memory_plan
 from perfsim.cost.step_model import StepModel, compile_steps
 from perfsim.ops.step import attention_windows
-from perfsim.serving.engine import Engine, EngineConfig
+from perfsim.serving.engine import Engine
+from perfsim.serving.front import EngineConfig
 from perfsim.serving.recorder import Recorder, Sink
 from perfsim.serving.request import Request
 from perfsim.serving.stepwise import StepwiseEngine

@@ -18,9 +18,10 @@ class Request:
     """
 
     __slots__ = (
-        "adapter", "arrival", "base", "cached", "computed", "decoding", "emitted", "ends", "finish", "finish_step",
-        "first_token", "held", "index", "keys", "last_token", "node_blocks", "node_index", "order", "output",
-        "position", "preemptions", "priority", "prompt", "queued", "run", "run_start", "scheduled", "session", "stint",
+        "adapter", "arrival", "base", "cached", "computed", "decoding", "emitted", "ends", "fetched", "finish",
+        "finish_step", "first_token", "held", "index", "keys", "last_token", "node_blocks", "node_index", "order",
+        "output", "position", "preemptions", "priority", "prompt", "queued", "received", "remote", "run", "run_start",
+        "scheduled", "session", "stint",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +38,15 @@ class Request:
         self.ends = ends
         self.session = -1
         self.adapter = -1
+        self.remote = False  # its prompt was computed by another engine, which has emitted the first token
+        self.received = -1.0  # when that engine got it
+        self.fetched = 0  # prompt tokens whose K/V this engine gets from there
+        self.stint = 0  # how many times it has joined the decodes; tells live heap entries from stale ones
+        self.preemptions = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """As if no engine had seen it yet."""
         self.scheduled = -1.0
         self.first_token = -1.0
         self.last_token = -1.0
@@ -44,10 +54,8 @@ class Request:
         self.computed = 0  # tokens whose K/V exist, while not decoding
         self.emitted = 0  # output tokens produced
         self.cached = 0  # prompt tokens found in the prefix cache at the first admission
-        self.preemptions = 0
         self.order = 0  # place in the engine's sequence of admissions
         self.decoding = False
-        self.stint = 0  # how many times it has joined the decodes; tells live heap entries from stale ones
         self.base = 0
         self.finish_step = -1
         # KV bookkeeping, owned by KVCache
@@ -57,6 +65,15 @@ class Request:
         self.position = 0  # prompt blocks already offered for sharing
         self.run: Run | None = None  # what a preemption left in the cache
         self.run_start = 0
+
+    def sequel(self, at: float) -> Request:
+        """What a decoding engine gets of a request that another engine has prefilled."""
+        other = Request(self.index, self.arrival, at, self.prompt, self.output, self.priority, self.keys, self.ends)
+        other.session, other.adapter = self.session, self.adapter
+        other.remote, other.received = True, self.queued
+        other.scheduled, other.first_token, other.last_token = self.scheduled, self.first_token, self.first_token
+        other.cached, other.emitted, other.preemptions = self.cached, 1, self.preemptions
+        return other
 
     @property
     def target(self) -> int:

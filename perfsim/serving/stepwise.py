@@ -6,69 +6,25 @@ jumps, no completion heap. It is what the fast engine is tested against, and wha
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import attended_pairs, context_read
-from perfsim.serving.kv_cache import KVCache
+from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.timing import TIME_EPS
-from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
-
-if TYPE_CHECKING:
-    from perfsim.serving.engine import EngineConfig
 
 
-class StepwiseEngine:
+class StepwiseEngine(EngineFront):
     """Drop-in for `Engine`: `submit` in time order, `advance`, `drain`."""
 
     def __init__(
         self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[int | None, ...] = (None,),
-        on_finish: Callable[[Request, float], None] | None = None,
+        on_finish: Hook | None = None,
     ) -> None:  # fmt: skip
-        self.config = config
-        self.steps = steps
-        self.recorder = recorder
-        self.windows = windows
-        self.on_finish = on_finish
-        self.kv = KVCache(config.total_blocks, block_size=config.block_size, caching=config.prefix_caching)
-        self.waiting: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()
-        self.incoming: deque[Request] = deque()
+        super().__init__(config=config, steps=steps, recorder=recorder, windows=windows, on_finish=on_finish)
         self.running: list[Request] = []
         self.batch: list[tuple[Request, int]] = []  # the step in flight: requests and their new tokens
         self.ended: list[Request] = []
-        self.now = float("inf")
-        self.until = float("-inf")
-        self.last_start = float("-inf")
-        self.in_flight = False
-        self.preemptions = self.submitted = self.scheduled_tokens = self.saved_tokens = self.lost_tokens = 0
-        self.request_seconds = 0.0
-        self.population = 0
-        self._counted_at = 0.0
-
-    def submit(self, request: Request) -> None:
-        """As `Engine.submit`."""
-        self.submitted += 1
-        config, length = self.config, request.prompt + request.output
-        reason = ""
-        if length > config.max_model_len:
-            reason = "longer than max_model_len"
-        elif self._blocks(length - 1) + config.window_blocks > config.total_blocks:
-            reason = "longer than the KV pool"
-        elif not config.chunked_prefill and length > config.max_num_batched_tokens:
-            reason = "longer than max_num_batched_tokens without chunked prefill"
-        if reason:
-            self.recorder.reject(reason)
-            if self.on_finish is not None:
-                self.on_finish(request, request.queued)
-            return
-        self._population(1, request.queued)
-        self.incoming.append(request)
-        if self.now == float("inf"):
-            self.now = request.queued
 
     def advance(self, until: float) -> None:
         """As `Engine.advance`."""
@@ -84,8 +40,18 @@ class StepwiseEngine:
     def drain(self) -> None:
         """As `Engine.drain`."""
         self.advance(float("inf"))
-        if self.waiting or self.running or self.incoming:
+        if self.running or not self.idle:
             raise RuntimeError("the engine stopped with work left: a scheduling bug")
+
+    def fail(self, at: float) -> list[Request]:
+        """As `Engine.fail`."""
+        self.advance(at)
+        if self.now == float("inf"):
+            self.now = at
+        self._finish_step()
+        lost = self.abandon([(request, request.last_token) for request in self.running if request not in self.ended])
+        self.running, self.ended = [], []
+        return lost
 
     def _finish_step(self) -> None:
         for request, tokens in self.batch:
@@ -104,12 +70,11 @@ class StepwiseEngine:
         request.last_token = self.now
         request.emitted += 1
         if request.emitted == request.output:
-            request.finish = self.now
-            self._population(-1, self.now)
-            self.recorder.finish(request)
             self.ended.append(request)
-            if self.on_finish is not None:
-                self.on_finish(request, self.now)
+            self.finish(request)
+        elif self.config.prefill_only:
+            self.ended.append(request)
+            self.hand_over(request)
 
     def _start_step(self) -> bool:
         lagging = self.in_flight and self.config.async_scheduling
@@ -132,19 +97,20 @@ class StepwiseEngine:
             self._execute(batch)
         return bool(batch)
 
-    def _population(self, change: int, at: float) -> None:
-        self.request_seconds += self.population * (at - self._counted_at)
-        self._counted_at = at
-        self.population += change
-
     def _see(self, cutoff: float) -> None:
-        while self.incoming and self.incoming[0].queued <= cutoff + TIME_EPS:
-            self.waiting.push(self.incoming.popleft())
+        self.see(cutoff)
+        while self.ready and len(self.running) < self.config.max_num_seqs:
+            request = self.ready.popleft()
+            if request.keys:
+                self.kv.commit(request, request.computed // self.config.block_size)
+            request.decoding = True
+            self.running.append(request)
 
     def _give_back(self) -> None:
         for request in self.ended:
             self.running.remove(request)
-            self._release(request, request.computed, resumes=False)
+            if request not in self.abroad:
+                self.give_back(request, request.computed)
         self.ended = []
 
     def _form_batch(self) -> list[tuple[Request, int]]:
@@ -154,7 +120,7 @@ class StepwiseEngine:
         threshold = config.long_prefill_token_threshold if len(self.running) + len(self.waiting) > 1 else 0
         threshold = threshold or budget
         batch: list[tuple[Request, int]] = []
-        order = [request for request in self.running if request.emitted < request.output]
+        order = [request for request in self.running if request not in self.ended]
         preempted: list[Request] = []
         at = 0
         while at < len(order) and budget > 0:
@@ -181,6 +147,10 @@ class StepwiseEngine:
             budget -= tokens
             at += 1
         while self.waiting and not preempted and budget > 0 and len(self.running) < config.max_num_seqs:
+            if self.waiting.head().remote:
+                if not self.set_aside(self.waiting.head()):
+                    break
+                continue
             chunk = self._admit(min(threshold, budget), budget)
             if not chunk:
                 break
@@ -217,17 +187,13 @@ class StepwiseEngine:
 
     def _preempt(self, request: Request, slots: int) -> None:
         self.lost_tokens += request.computed
-        self._release(request, slots, resumes=True)
+        self.give_back(request, slots, resumes=True)
         request.computed = 0
         request.decoding = False
         request.preemptions += 1
         self.preemptions += 1
         self.running.remove(request)
         self.waiting.push_preempted(request)
-
-    def _release(self, request: Request, slots: int, *, resumes: bool) -> None:
-        self.kv.release(request, slots, resumes=resumes)
-        self.kv.put_back_blank(self.config.window_blocks)
 
     def _execute(self, batch: list[tuple[Request, int]]) -> None:
         decodes = [request for request, _ in batch if request.decoding]

@@ -1,0 +1,226 @@
+"""What the outside sees of an engine, fast or stepwise: requests in, hooks out, and the counters of conservation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from perfsim.cost.step_model import StepModel
+from perfsim.serving.kv_cache import KVCache
+from perfsim.serving.recorder import Recorder
+from perfsim.serving.request import Request
+from perfsim.serving.timing import TIME_EPS
+from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
+
+Hook = Callable[[Request, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Scheduler limits, every default filled in; token and block counts.
+
+    A `prefill_only` engine hands a request over after its first token and holds its blocks until they are fetched.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int
+    total_blocks: int
+    window_blocks: int = 0
+    priority: bool = False
+    chunked_prefill: bool = True
+    prefix_caching: bool = True
+    long_prefill_token_threshold: int = 0
+    async_scheduling: bool = True
+    reserve_full_isl: bool = True
+    watermark_blocks: int = 0
+    prefill_only: bool = False
+
+
+class EngineFront:
+    """The part that both engines share; `submit` requests in order of time.
+
+    Hooks, all called with a request and the time: `on_finish` when its last token is out or it is rejected,
+    `on_handover` when a prefill-only engine has its first token, `on_reserve` when blocks are set aside for a prompt
+    whose K/V come from elsewhere.
+    """
+
+    def __init__(
+        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[int | None, ...] = (None,),
+        on_finish: Hook | None = None,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.steps = steps
+        self.recorder = recorder
+        self.windows = windows
+        self.on_finish = on_finish
+        self.on_handover: Hook | None = None
+        self.on_reserve: Hook | None = None
+        self.kv = KVCache(config.total_blocks, block_size=config.block_size, caching=config.prefix_caching)
+        self.waiting: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()
+        self.incoming: deque[Request] = deque()  # submitted, not yet seen by the scheduler
+        self.notices: deque[tuple[float, Request]] = deque()  # K/V that have arrived or been fetched, not yet seen
+        self.ready: deque[Request] = deque()  # their K/V have arrived, no slot yet
+        self.abroad: dict[Request, None] = {}  # blocks set aside for K/V on their way in, or held on their way out
+        self.now = float("inf")  # the next step boundary
+        self.until = float("-inf")  # how far advance() may go; a hook may lower it
+        self.last_start = float("-inf")  # when the step in flight began
+        self.in_flight = False
+        self.submitted = self.preemptions = 0
+        self.scheduled_tokens = 0
+        self.saved_tokens = 0  # found in the prefix cache
+        self.lost_tokens = 0  # dropped by preemptions and failures
+        self.moved_tokens = 0  # K/V that left to another engine, minus those that came from one
+        self.lost_gaps = 0  # token gaps of requests that a failure stopped, and their seconds
+        self.lost_gap_seconds = 0.0
+        self.lost_seconds = 0.0  # time that such requests spent here
+        self.population = 0  # requests in the engine, and its integral over time
+        self.request_seconds = 0.0
+        self._counted_at = 0.0
+
+    def submit(self, request: Request) -> None:
+        """A request reaches the engine's queue at `request.queued`; never before what `advance` has passed.
+
+        One with `remote` brings its first token along: its K/V are fetched once `on_reserve` has been called.
+        """
+        self.submitted += 1
+        config = self.config
+        length = request.prompt + (1 if config.prefill_only else request.output)
+        reason = ""
+        if length > config.max_model_len:
+            reason = "longer than max_model_len"
+        elif -(-(length - 1) // config.block_size) + config.window_blocks > config.total_blocks:
+            reason = "longer than the KV pool"
+        elif not config.chunked_prefill and length > config.max_num_batched_tokens:
+            reason = "longer than max_num_batched_tokens without chunked prefill"
+        if reason:
+            self.recorder.reject(reason)
+            if self.on_finish is not None:
+                self.on_finish(request, request.queued)
+            return
+        self.count(1, request.queued)
+        self.incoming.append(request)
+        self.wake(request.queued)
+
+    def notify(self, request: Request, at: float) -> None:
+        """The transfer of a request's K/V has ended: into the blocks set aside for them, or out of those held."""
+        self.notices.append((at, request))
+        self.wake(at)
+
+    def next_event(self) -> float:
+        """When something may happen that others can see: the end of the steps in flight; inf when there are none."""
+        return self.now
+
+    def wake(self, at: float) -> None:
+        """Something happens at `at` that the scheduler must see at the next boundary."""
+        if self.now == float("inf"):
+            self.now = at
+
+    def count(self, change: int, at: float) -> None:
+        """`change` requests more are in the engine from `at` on."""
+        self.request_seconds += self.population * (at - self._counted_at)
+        self._counted_at = at
+        self.population += change
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do, here or for others."""
+        return not (self.waiting or self.incoming or self.notices or self.ready or self.abroad or self.population)
+
+    def see(self, cutoff: float) -> bool:
+        """Queue what has arrived up to `cutoff`; whether the head of the queue may have become admissible."""
+        incoming, seen = self.incoming, False
+        while incoming and incoming[0].queued <= cutoff + TIME_EPS:
+            request = incoming.popleft()
+            seen = seen or self.config.priority or not self.waiting
+            self.waiting.push(request)
+        while self.notices and self.notices[0][0] <= cutoff + TIME_EPS:
+            _, request = self.notices.popleft()
+            if self.abroad.pop(request, 0) == 0:
+                continue  # a failure came first
+            if request.remote:
+                self.ready.append(request)
+            else:
+                self.give_back(request, request.computed)
+                seen = True
+        return seen
+
+    def set_aside(self, request: Request) -> bool:
+        """Blocks for the head of the queue, a prompt whose K/V come from elsewhere; False when there are not enough.
+
+        What the prefix cache holds already need not be fetched: `fetched` says how many tokens are.
+        """
+        config, kv, size = self.config, self.kv, self.config.block_size
+        hits, idle = kv.lookup(request, request.prompt // size)
+        new = -(-request.prompt // size) - hits + config.window_blocks
+        if new + idle + (config.watermark_blocks if self.population > 1 else 0) > kv.free:
+            return False
+        self.waiting.take()
+        kv.acquire(request, hits)
+        kv.take(new)
+        self.saved_tokens += hits * size
+        self.moved_tokens -= request.prompt - hits * size
+        request.computed = request.prompt
+        request.fetched = request.prompt - hits * size
+        self.abroad[request] = None
+        if self.on_reserve is not None:
+            self.on_reserve(request, self.now)
+        return True
+
+    def give_back(self, request: Request, tokens: int, *, resumes: bool = False) -> None:
+        """Free the blocks of a request that has slots for `tokens` tokens."""
+        self.kv.release(request, tokens, resumes=resumes)
+        if self.config.window_blocks:
+            self.kv.put_back_blank(self.config.window_blocks)
+
+    def finish(self, request: Request) -> None:
+        """A request's last token is out."""
+        request.finish = self.now
+        self.count(-1, self.now)
+        self.recorder.finish(request)
+        if self.on_finish is not None:
+            self.on_finish(request, self.now)
+
+    def hand_over(self, request: Request) -> None:
+        """A prefill-only engine has the first token: the request goes on elsewhere, its blocks wait to be fetched."""
+        self.count(-1, self.now)
+        self.moved_tokens += request.computed
+        self.abroad[request] = None
+        if self.on_handover is not None:
+            self.on_handover(request, self.now)
+
+    def abandon(self, running: Iterable[tuple[Request, float]]) -> list[Request]:
+        """Lose everything that is here: `running` requests with the time of their last token, queues, and all blocks.
+
+        Returns the requests, as if no engine had seen them. Blocks held for other engines are gone too: the caller
+        knows who waits for them.
+        """
+        lost = []
+        for request, last_token in running:
+            lost.append(request)
+            self._forget(request, last_token)
+        arriving = [request for request in self.abroad if request.remote]
+        while self.waiting:
+            lost.append(self.waiting.take())
+            self._forget(lost[-1], lost[-1].last_token)
+        for request in (*self.ready, *arriving, *self.incoming):
+            lost.append(request)
+            self._forget(request, request.last_token)
+        for queue in (self.ready, self.abroad, self.incoming, self.notices):
+            queue.clear()
+        self.kv = KVCache(
+            self.config.total_blocks, block_size=self.config.block_size, caching=self.config.prefix_caching
+        )
+        self.now, self.in_flight = float("inf"), False
+        return lost
+
+    def _forget(self, request: Request, last_token: float) -> None:
+        self.count(-1, self.now)
+        self.lost_tokens += request.computed
+        self.lost_seconds += self.now - request.queued
+        if request.emitted > 1:
+            self.lost_gaps += request.emitted - 1
+            self.lost_gap_seconds += last_token - request.first_token
+        request.reset()
