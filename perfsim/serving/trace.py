@@ -1,0 +1,28 @@
+"""What a simulation needs to draw its timeline; `report.trace_file` writes one for the Perfetto viewer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from perfsim.serving.recorder import Sink
+
+
+class Trace(Protocol):
+    """A timeline of replicas, links and memory tiers; times are simulated seconds, calls may come in any order."""
+
+    def replica(self, name: str, *, lane: str) -> Sink:
+        """A sink for the segments and requests of one scheduler of replica `name`.
+
+        `lane` labels the ranks that run in lock step behind it, such as `TP 0-7`. A replica with a scheduler per
+        data-parallel rank takes a sink, and so a lane, for each.
+        """
+        ...
+
+    def transfer(self, group: str, lane: str, name: str, start_s: float, end_s: float, *, bytes: float) -> None:
+        """`bytes` called `name` moving over `lane` (a link, a tier) of a `group` such as `Links` or `KV tiers`."""
+        ...
+
+    def mark(self, replica: str, text: str, at_s: float) -> None:
+        """A moment in the life of a replica: failed, restored, scaled up."""
+        ...
