@@ -18,8 +18,10 @@ from perfsim.serving.closed_form import steady_state
 from perfsim.serving.driver import ClosedLoop, run_open_loop
 from perfsim.serving.explain import Explanation
 from perfsim.serving.replica import ReplicaPlan, build_engine, plan_replica
+from perfsim.serving.sessions import Sessions
+from perfsim.serving.trace import Trace, lane_label
 from perfsim.spec import catalog
-from perfsim.traffic import closed_loop_source, is_closed_loop, stream
+from perfsim.traffic import closed_loop_source, is_closed_loop, is_conversation, session_source, stream
 
 if TYPE_CHECKING:
     from perfsim.metrics.requests_table import ParquetSpool
@@ -51,13 +53,13 @@ class _Requests:
 
 def simulate(
     scenario: Scenario, *, seed: int | None = None, progress: Progress | None = None, stepwise: bool = False,
-    requests_path: Path | None = None,
+    requests_path: Path | None = None, trace: Trace | None = None,
 ) -> Result:  # fmt: skip
     """Replay the scenario's traffic on one replica and report everything about it.
 
     `seed` replaces the scenario's; `stepwise` recomputes every step from its sequences (slow, for checking);
     `progress(requests sent, simulated seconds)` is called now and then; `requests_path` receives one Parquet row per
-    request. Raises InputError for a bad trace, InfeasibleError when the model does not fit.
+    request, `trace` the timeline (`report.trace_file` writes it for Perfetto). Raises InputError for a bad trace, InfeasibleError when the model does not fit.
     """
     if seed is not None:
         scenario = scenario.model_copy(update={"seed": seed})
@@ -74,6 +76,8 @@ def simulate(
             from perfsim.metrics.requests_table import ParquetSpool
 
             sinks.append(_Requests(stack.enter_context(ParquetSpool(requests_path, egress=engine_profile.egress))))
+        if trace is not None:
+            sinks.append(trace.replica("replica", lane=lane_label(scenario.parallel)))
         with _no_garbage_collection():
             engine, sent = _serve(scenario, plan, sinks=tuple(sinks), progress=progress, stepwise=stepwise)
     check_conservation(engine, ledger, sent=sent)
@@ -121,13 +125,21 @@ def _serve(
 ) -> tuple[Any, int]:
     """Run all requests through a fresh engine; (the engine, requests sent)."""
     profile, block_size = scenario.calibration.engine, plan.config.block_size
-    if is_closed_loop(scenario.workload):
-        source = closed_loop_source(scenario.workload, seed=scenario.seed, trace_path=catalog.trace_path)
+    workload, seed, lora = scenario.workload, scenario.seed, scenario.policy.lora
+    if is_conversation(workload):
+        sessions = Sessions(
+            session_source(workload, seed=seed, max_context=plan.config.max_model_len, lora=lora),
+            ingress=profile.ingress, egress=profile.egress, block_size=block_size,
+        )  # fmt: skip
+        engine = build_engine(plan, sinks=sinks, stepwise=stepwise, on_finish=sessions.on_finish)
+        sent = sessions.run(engine, progress=progress)
+    elif is_closed_loop(workload):
+        source = closed_loop_source(workload, seed=seed, trace_path=catalog.trace_path, lora=lora)
         loop = ClosedLoop(source, ingress=profile.ingress, egress=profile.egress, block_size=block_size)
         engine = build_engine(plan, sinks=sinks, stepwise=stepwise, on_finish=loop.on_finish)
         sent = loop.run(engine, progress=progress)
     else:
-        chunks = stream(scenario.workload, seed=scenario.seed, trace_path=catalog.trace_path)
+        chunks = stream(workload, seed=seed, trace_path=catalog.trace_path, lora=lora)
         engine = build_engine(plan, sinks=sinks, stepwise=stepwise)
         sent = run_open_loop(engine, chunks, ingress=profile.ingress, block_size=block_size, progress=progress)
     engine.recorder.flush()

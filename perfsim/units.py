@@ -14,13 +14,13 @@ from perfsim.errors import InputError
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB, TIB = 2.0**10, 2.0**20, 2.0**30, 2.0**40
 MICROSECOND, MILLISECOND = 1e-6, 1e-3
-HOUR = 3600.0
+HOUR, DAY = 3600.0, 86400.0
 
 _BYTES = {
     "B": 1.0, "KB": KB, "MB": MB, "GB": GB, "TB": TB, "PB": 1e15,
     "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB, "PIB": 2.0**50,
 }  # fmt: skip
-_SECONDS = {"NS": 1e-9, "US": 1e-6, "MS": 1e-3, "S": 1.0, "MIN": 60.0, "H": HOUR, "D": 86400.0}
+_SECONDS = {"NS": 1e-9, "US": 1e-6, "MS": 1e-3, "S": 1.0, "MIN": 60.0, "H": HOUR, "D": DAY}
 _FLOPS = {"FLOP/S": 1.0, "GFLOP/S": 1e9, "TFLOP/S": 1e12, "PFLOP/S": 1e15, "TOP/S": 1e12}
 _HERTZ = {"HZ": 1.0, "KHZ": 1e3, "MHZ": 1e6, "GHZ": 1e9}
 _WATTS = {"W": 1.0, "KW": 1e3, "MW": 1e6}

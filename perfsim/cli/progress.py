@@ -31,9 +31,11 @@ def progress_bar(scenario: Scenario) -> Iterator[Callback | None]:
 
 def expected_requests(scenario: Scenario) -> int | None:
     """How many requests the workload holds, None when only reading all of it would tell."""
+    from perfsim.spec.workload import AgentsWorkload, SessionsWorkload, TraceWorkload
+
     workload = scenario.workload
-    if workload.kind == "synthetic":
-        return workload.num_requests
+    if not isinstance(workload, TraceWorkload):
+        return None if isinstance(workload, SessionsWorkload | AgentsWorkload) else workload.num_requests
     from perfsim.spec import catalog
 
     path = catalog.trace_path(workload.trace)

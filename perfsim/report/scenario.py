@@ -25,7 +25,9 @@ def subtitle(result: Result) -> str:
     if workload["kind"] == "trace":
         traffic = f"trace {_file_name(workload['trace'])}"
     else:
-        kind = {"rag": "questions over documents", "synthetic": "synthetic traffic"}.get(workload["kind"], workload["kind"])
+        kind = {"rag": "questions over documents", "synthetic": "synthetic traffic"}.get(
+            workload["kind"], workload["kind"]
+        )
         traffic = f"{kind}, {workload['arrivals']['kind']} arrivals"
     counts = result.metrics["counts"]
     parts = [traffic, f"{counts['completed']:,} requests served"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -108,7 +108,8 @@ def requests_of(chunk: RequestChunk, *, first_index: int, ingress: float, block_
         if adapters is not None:
             request.adapter = adapters[offset]
         if shares is not None:
-            request.keys, request.ends = shares(offset)
+            keys, request.ends = shares(offset)
+            request.keys = of_adapter(keys, request.adapter)
         yield request
 
 
@@ -116,6 +117,9 @@ def _shares(
     chunk: RequestChunk, prompts: list[int], block_size: int
 ) -> Callable[[int], tuple[list[int], list[int]]] | None:
     """For each request of a chunk: (keys of what it shares, engine block where each ends)."""
+    if chunk.segment_ids is not None and chunk.segment_ends is not None:
+        names, stops = chunk.segment_ids, chunk.segment_ends
+        return lambda offset: in_blocks(names[offset], stops[offset], block_size)
     if chunk.hash_block_ids is not None:
         ids, tokens = chunk.hash_block_ids, chunk.hash_block_tokens
 
@@ -123,6 +127,8 @@ def _shares(
             keys, prompt = ids[offset] or [], prompts[offset]
             if len(set(keys)) < len(keys):  # an id names a block and all before it: it cannot come twice
                 keys = keys[: next(i for i, key in enumerate(keys) if key in keys[:i])]
+            if tokens < block_size:  # several ids to an engine block: the last one names it
+                return in_blocks(keys, [min((i + 1) * tokens, prompt) for i in range(len(keys))], block_size)
             ends = [min((i + 1) * tokens, prompt) // block_size for i in range(len(keys))]
             if ends and ends[-1] == (ends[-2] if len(ends) > 1 else 0):  # the last piece fills no engine block
                 return keys[:-1], ends[:-1]
@@ -130,14 +136,36 @@ def _shares(
 
         return recorded
     if chunk.prefix_id is not None and chunk.prefix_tokens is not None:
-        names, lengths = chunk.prefix_id.tolist(), chunk.prefix_tokens.tolist()
+        prefixes, lengths = chunk.prefix_id.tolist(), chunk.prefix_tokens.tolist()
 
         def synthetic(offset: int) -> tuple[list[int], list[int]]:
             blocks = min(lengths[offset], prompts[offset]) // block_size
-            return ([names[offset]], [blocks]) if blocks else ([], [])
+            return ([prefixes[offset]], [blocks]) if blocks else ([], [])
 
         return synthetic
     return None
+
+
+def in_blocks(keys: Sequence[int], tokens: Sequence[int], block_size: int) -> tuple[list[int], list[int]]:
+    """(keys, engine block where each ends) of segments that end at `tokens`; one that completes no block is left out.
+
+    A key stands for its segment and all before it, so the block that two segments share belongs to the later one.
+    """
+    names: list[int] = []
+    ends: list[int] = []
+    last = 0
+    for key, token in zip(keys, tokens, strict=True):
+        end = token // block_size
+        if end > last:
+            names.append(key)
+            ends.append(end)
+            last = end
+    return names, ends
+
+
+def of_adapter(keys: Sequence[int], adapter: int) -> Sequence[int]:
+    """Keys of the same tokens under a LoRA adapter: their K/V differ, so vLLM hashes the adapter with them."""
+    return keys if adapter < 0 else [key + ((adapter + 1) << 65) for key in keys]
 
 
 def _in_turn(chunks: Iterable[RequestChunk], ingress: float, block_size: int) -> Iterator[Request]:

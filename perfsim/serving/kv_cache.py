@@ -150,6 +150,8 @@ class KVCache:
         """Free all blocks of a request that has slots for `tokens` tokens; a preempted one `resumes` later."""
         size = self.block_size
         full = tokens // size
+        if self.caching and request.ends and request.ends[-1] > request.position:
+            self.commit(request, full)  # keys that go on beyond the prompt: a later turn asks for what was generated
         private = -(-tokens // size) - request.node_blocks
         self.free += private
         if not self.caching:

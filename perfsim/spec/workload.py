@@ -1,4 +1,4 @@
-"""What is asked of the system: a trace to replay, or arrivals and lengths to draw."""
+"""What is asked of the system: a trace to replay, or arrivals, lengths and conversations to draw."""
 
 from __future__ import annotations
 
@@ -6,93 +6,37 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from perfsim.spec.base import Seconds, Spec
+from perfsim.spec.arrivals import (
+    Arrivals,
+    BurstyArrivals,
+    ClosedLoop,
+    ConstantArrivals,
+    CurveArrivals,
+    DiurnalArrivals,
+    GammaArrivals,
+    PoissonArrivals,
+    QuantisedArrivals,
+)
+from perfsim.spec.base import Spec
+from perfsim.spec.distributions import (
+    Duration,
+    FixedLength,
+    FixedTime,
+    GeometricLength,
+    Length,
+    LognormalLength,
+    Turns,
+    UniformLength,
+)
 
-Rate = Annotated[float, Field(gt=0, le=1e9)]
+__all__ = [
+    "AgentsWorkload", "Arrivals", "BurstyArrivals", "ClosedLoop", "ConstantArrivals", "ConversationWorkload",
+    "CurveArrivals", "DiurnalArrivals", "Duration", "FixedLength", "GammaArrivals", "GeometricLength", "Length",
+    "LognormalLength", "PoissonArrivals", "QuantisedArrivals", "RagWorkload", "SessionsWorkload", "SharedPrefix",
+    "SyntheticWorkload", "TraceWorkload", "Turns", "UniformLength", "Workload",
+]  # fmt: skip
+
 Count = Annotated[int, Field(gt=0, le=10**9)]
-
-
-class FixedLength(Spec):
-    """Every request has `tokens` tokens."""
-
-    kind: Literal["fixed"] = "fixed"
-    tokens: int = Field(gt=0, le=10**8)
-
-
-class UniformLength(Spec):
-    """Uniform integers in [low, high], both included."""
-
-    kind: Literal["uniform"] = "uniform"
-    low: int = Field(gt=0)
-    high: int = Field(gt=0, le=10**8)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.high < self.low:
-            raise ValueError(f"high ({self.high}) must be at least low ({self.low})")
-        return self
-
-
-class LognormalLength(Spec):
-    """Lognormal with mean `mean` and log-space deviation `sigma`, rounded and clipped to [1, max]."""
-
-    kind: Literal["lognormal"] = "lognormal"
-    mean: float = Field(gt=0, le=1e8)
-    sigma: float = Field(default=1.0, ge=0, le=5)
-    max: int = Field(default=10**8, gt=0, le=10**8)
-
-
-class GeometricLength(Spec):
-    """Geometric on 1, 2, ... with mean `mean`: the memoryless output length."""
-
-    kind: Literal["geometric"] = "geometric"
-    mean: float = Field(ge=1, le=1e8)
-
-
-Length = Annotated[FixedLength | UniformLength | LognormalLength | GeometricLength, Field(discriminator="kind")]
-
-
-class PoissonArrivals(Spec):
-    """Open loop, exponential gaps, `rate` requests/s."""
-
-    kind: Literal["poisson"] = "poisson"
-    rate: Rate
-
-
-class GammaArrivals(Spec):
-    """Open loop, Gamma gaps of mean 1/rate and coefficient of variation `cv` (cv > 1 is burstier than Poisson)."""
-
-    kind: Literal["gamma"] = "gamma"
-    rate: Rate
-    cv: float = Field(ge=1e-6, le=100)
-
-
-class ConstantArrivals(Spec):
-    """Open loop, equal gaps of 1/rate."""
-
-    kind: Literal["constant"] = "constant"
-    rate: Rate
-
-
-class QuantisedArrivals(Spec):
-    """Poisson arrivals whose times are rounded down to multiples of `quantum`, as batching clients and traces show."""
-
-    kind: Literal["quantised"] = "quantised"
-    rate: Rate
-    quantum: Annotated[Seconds, Field(ge=1e-9)]
-
-
-class ClosedLoop(Spec):
-    """`concurrency` clients, each sending its next request `think_time` after the answer to the last one."""
-
-    kind: Literal["closed"] = "closed"
-    concurrency: int = Field(gt=0, le=10**6)
-    think_time: Annotated[Seconds, Field(le=1e6)] = 0.0
-
-
-Arrivals = Annotated[
-    PoissonArrivals | GammaArrivals | ConstantArrivals | QuantisedArrivals | ClosedLoop, Field(discriminator="kind")
-]
 
 
 class SharedPrefix(Spec):
@@ -139,4 +83,75 @@ class SyntheticWorkload(Spec):
     shared_prefix: SharedPrefix | None = None
 
 
-Workload = Annotated[TraceWorkload | SyntheticWorkload, Field(discriminator="kind")]
+class SessionsWorkload(Spec):
+    """`num_sessions` conversations of several turns: every turn's prompt is all that was said before and `input` more.
+
+    A session arrives by `arrivals` (in a closed loop, when the one before it of the same user has ended), sends a turn
+    and, `think_time` after its answer, the next. What was said before is found in the prefix cache as far as it is
+    still there, generated tokens included. A turn that would not fit into `max_context` tokens, or into the engine's
+    max_model_len, is not sent and ends the session. `first_input` replaces `input` in the first turn.
+    """
+
+    kind: Literal["sessions"] = "sessions"
+    num_sessions: Count
+    arrivals: Arrivals
+    turns: Turns
+    input: Length
+    first_input: Length | None = None
+    output: Length
+    think_time: Duration = FixedTime(seconds=0.0)
+    system_prompt: SharedPrefix | None = None
+    max_context: int | None = Field(default=None, gt=1, le=10**8)
+
+
+class AgentsWorkload(Spec):
+    """`num_sessions` tasks, each worked on by an agent that calls the model, waits for a tool and calls again.
+
+    A call's prompt is the `task`, and everything generated and returned by tools so far: each tool call takes
+    `tool_latency` and appends `tool_output` tokens. `calls` counts the calls of the model, so there is one tool call
+    less. The rest is as in `SessionsWorkload`.
+    """
+
+    kind: Literal["agents"] = "agents"
+    num_sessions: Count
+    arrivals: Arrivals
+    calls: Turns
+    task: Length
+    tool_output: Length
+    output: Length
+    tool_latency: Duration
+    system_prompt: SharedPrefix | None = None
+    max_context: int | None = Field(default=None, gt=1, le=10**8)
+
+
+class RagWorkload(Spec):
+    """`num_requests` questions over retrieved documents: system prompt, `documents` documents, `question`.
+
+    The documents are different ones of a corpus of `corpus_documents`, drawn with a Zipf law of exponent `popularity`
+    (0: uniform); each has a length of its own, drawn once. Prompts share their beginning as far as their leading
+    documents agree, so `order` matters: as retrieved, or the most popular first.
+    """
+
+    kind: Literal["rag"] = "rag"
+    num_requests: Count
+    arrivals: Arrivals
+    corpus_documents: int = Field(gt=0, le=10**6)
+    popularity: float = Field(default=1.0, ge=0, le=5)
+    document: Length
+    documents: int = Field(gt=0, le=1000)
+    order: Literal["retrieved", "popularity"] = "retrieved"
+    question: Length
+    output: Length
+    system_prompt: SharedPrefix | None = None
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.documents > self.corpus_documents:
+            raise ValueError(f"documents ({self.documents}) must be at most corpus_documents ({self.corpus_documents})")
+        return self
+
+
+ConversationWorkload = SessionsWorkload | AgentsWorkload
+Workload = Annotated[
+    TraceWorkload | SyntheticWorkload | SessionsWorkload | AgentsWorkload | RagWorkload, Field(discriminator="kind")
+]

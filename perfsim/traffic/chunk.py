@@ -19,7 +19,7 @@ MAX_ARRIVAL_S = 1e9
 
 _COLUMNS = (
     "arrival_s", "prompt_tokens", "output_tokens", "priority", "hash_block_ids", "prefix_id", "prefix_tokens",
-    "session_id", "adapter",
+    "session_id", "adapter", "segment_ids", "segment_ends",
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ class RequestChunk:
     session_id: int64[n], equal for the requests of one conversation, user or agent, -1 for none; None when all are.
     adapter: int64[n], which LoRA adapter, from 0, -1 for the base model; None when all are.
 
-    What a prompt shares with earlier prompts comes in one of two forms, or not at all:
+    What a prompt shares with earlier prompts comes in one of three forms, or not at all:
 
     hash_block_ids: per request, one integer for each `hash_block_tokens` tokens of the prompt (the last block may be
         partial), or None where unknown. Equal ids mean equal tokens *and* an equal prefix before them, so two prompts
@@ -45,6 +45,8 @@ class RequestChunk:
     prefix_id, prefix_tokens: int64[n]: the first `prefix_tokens` tokens of the prompt are those of every other prompt
         with this `prefix_id`; everything after them is unique. Two numbers instead of a list of ids: the leanest form
         for synthetic shared prefixes, and independent of any block size, so the engine cuts it into its own blocks.
+    segment_ids, segment_ends: per request, ids as in `hash_block_ids` of leading segments of any length, and the token
+        of the prompt at which each ends. For retrieved documents, which all differ in length.
     """
 
     arrival_s: Floats
@@ -57,6 +59,8 @@ class RequestChunk:
     prefix_tokens: Ints | None = None
     session_id: Ints | None = None
     adapter: Ints | None = None
+    segment_ids: list[list[int]] | None = None
+    segment_ends: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)

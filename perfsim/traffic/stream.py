@@ -7,12 +7,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TypeGuard
 
 from perfsim.errors import InputError
-from perfsim.spec.workload import ClosedLoop, SyntheticWorkload, TraceWorkload
+from perfsim.spec.policy import LoraServing
+from perfsim.spec.workload import (
+    AgentsWorkload,
+    ClosedLoop,
+    RagWorkload,
+    SessionsWorkload,
+    SyntheticWorkload,
+    TraceWorkload,
+    Workload,
+)
+from perfsim.traffic.arrivals import ArrivalClock
+from perfsim.traffic.choice import with_adapters
 from perfsim.traffic.chunk import MAX_ARRIVAL_S, RequestChunk
+from perfsim.traffic.rag import rag_chunks
 from perfsim.traffic.readers import read_trace
-from perfsim.traffic.synthetic import ArrivalClock, random_streams, synthetic_chunks
+from perfsim.traffic.synthetic import random_streams, synthetic_chunks
 
 TracePath = Callable[[str], Path]
 
@@ -30,28 +43,33 @@ class ClosedLoopSource:
     think_time_s: float
 
 
-def is_closed_loop(workload: TraceWorkload | SyntheticWorkload) -> bool:
+def is_closed_loop(workload: Workload) -> bool:
     """Whether requests are sent when others complete, not at given times."""
     return isinstance(workload.arrivals, ClosedLoop)
 
 
+def is_conversation(workload: Workload) -> TypeGuard[SessionsWorkload | AgentsWorkload]:
+    """Whether requests are turns of sessions, of which only the first is sent at a given time: see `session_source`."""
+    return isinstance(workload, SessionsWorkload | AgentsWorkload)
+
+
 def stream(
-    workload: TraceWorkload | SyntheticWorkload, *, seed: int, trace_path: TracePath | None = None
+    workload: Workload, *, seed: int, trace_path: TracePath | None = None, lora: LoraServing | None = None
 ) -> Iterator[RequestChunk]:
     """The requests of an open-loop workload with non-decreasing arrival times, in chunks of at most 65,536.
 
-    `trace_path` finds the file of a trace's name; without it the name is a path. Synthetic values depend on the
-    workload and `seed` only. A trace's first chunk is read before this returns, so most bad files fail here; the rest
-    is read as it is asked for. Raises InputError for a bad trace and an arrival beyond `MAX_ARRIVAL_S`, ValueError for
-    a closed loop, which has no arrival times.
+    `trace_path` finds the file of a trace's name; without it the name is a path. With `lora` each request has an
+    adapter. Synthetic values depend on the workload, `lora` and `seed` only. A trace's first chunk is read before this
+    returns, so most bad files fail here; the rest is read as it is asked for. Raises InputError for a bad trace and an
+    arrival beyond `MAX_ARRIVAL_S`, ValueError for a closed loop and for conversations, which have no arrival times.
     """
     if is_closed_loop(workload):
         raise ValueError("a closed loop has no arrival times; use closed_loop_source")
-    return _chunks(workload, seed=seed, trace_path=trace_path)
+    return _chunks(workload, seed=seed, trace_path=trace_path, lora=lora)
 
 
 def closed_loop_source(
-    workload: TraceWorkload | SyntheticWorkload, *, seed: int, trace_path: TracePath | None = None
+    workload: Workload, *, seed: int, trace_path: TracePath | None = None, lora: LoraServing | None = None
 ) -> ClosedLoopSource:
     """The requests and clients of a closed-loop workload; arguments and errors as for `stream`.
 
@@ -60,19 +78,25 @@ def closed_loop_source(
     arrivals = workload.arrivals
     if not isinstance(arrivals, ClosedLoop):
         raise ValueError("an open-loop workload has arrival times; use stream")
-    chunks = _chunks(workload, seed=seed, trace_path=trace_path)
+    chunks = _chunks(workload, seed=seed, trace_path=trace_path, lora=lora)
     return ClosedLoopSource(chunks, arrivals.concurrency, arrivals.think_time)
 
 
 def _chunks(
-    workload: TraceWorkload | SyntheticWorkload, *, seed: int, trace_path: TracePath | None
+    workload: Workload, *, seed: int, trace_path: TracePath | None, lora: LoraServing | None
 ) -> Iterator[RequestChunk]:
-    if isinstance(workload, SyntheticWorkload):
-        return synthetic_chunks(workload, seed=seed)
-    path = Path(workload.trace) if trace_path is None else trace_path(workload.trace)
-    recorded = _recorded(workload, path)
-    chunks = recorded if workload.arrivals is None else _rearrived(recorded, workload, seed=seed)
-    return chain([next(chunks)], chunks)
+    if isinstance(workload, TraceWorkload):
+        path = Path(workload.trace) if trace_path is None else trace_path(workload.trace)
+        recorded = _recorded(workload, path)
+        chunks = recorded if workload.arrivals is None else _rearrived(recorded, workload, seed=seed)
+        chunks = chain([next(chunks)], chunks)
+    elif isinstance(workload, RagWorkload):
+        chunks = rag_chunks(workload, seed=seed)
+    elif isinstance(workload, SyntheticWorkload):
+        chunks = synthetic_chunks(workload, seed=seed)
+    else:
+        raise ValueError("the turns of a session follow its answers; use session_source")
+    return chunks if lora is None else with_adapters(chunks, lora, rng=random_streams(seed).adapters)
 
 
 def _recorded(workload: TraceWorkload, path: Path) -> Iterator[RequestChunk]:

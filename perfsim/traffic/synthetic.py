@@ -13,23 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perfsim.errors import InputError
-from perfsim.spec.workload import (
-    ClosedLoop,
-    ConstantArrivals,
-    FixedLength,
-    GammaArrivals,
-    GeometricLength,
-    LognormalLength,
-    PoissonArrivals,
-    QuantisedArrivals,
-    SharedPrefix,
-    SyntheticWorkload,
-    UniformLength,
-)
-from perfsim.traffic.chunk import CHUNK_REQUESTS, MAX_ARRIVAL_S, MAX_TOKENS, Floats, Ints, RequestChunk
+from perfsim.spec.distributions import FixedLength, GeometricLength, LognormalLength, UniformLength
+from perfsim.spec.workload import SharedPrefix, SyntheticWorkload
+from perfsim.traffic.arrivals import ArrivalClock
+from perfsim.traffic.chunk import CHUNK_REQUESTS, MAX_TOKENS, Ints, RequestChunk
 
-Process = PoissonArrivals | GammaArrivals | ConstantArrivals | QuantisedArrivals | ClosedLoop
 LengthSpec = FixedLength | UniformLength | LognormalLength | GeometricLength
 
 
@@ -40,66 +28,17 @@ class Streams(NamedTuple):
     prompts: np.random.Generator
     outputs: np.random.Generator
     prefixes: np.random.Generator
+    turns: np.random.Generator
+    pauses: np.random.Generator
+    documents: np.random.Generator
+    choices: np.random.Generator
+    adapters: np.random.Generator
 
 
 def random_streams(seed: int) -> Streams:
-    """The four streams of `seed`, in a fixed order."""
-    return Streams(*(np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(4)))
-
-
-class ArrivalClock:
-    """Arrival times in order, any number at a time: `take(n)` gives the next n, float64[n] seconds from 0.
-
-    Poisson: exponential gaps of mean 1/rate. Gamma: shape 1/cv^2, scale cv^2/rate, hence mean 1/rate and coefficient of
-    variation cv. Quantised: Poisson, floor(t/quantum) * quantum. All three start with a gap. Constant: i/rate from 0.
-    Closed loop: zeros. Raises InputError when a time exceeds `MAX_ARRIVAL_S`.
-    """
-
-    def __init__(self, process: Process, *, rng: np.random.Generator) -> None:
-        self._process = process
-        self._rng = rng
-        self._count = 0
-        self._now = 0.0
-
-    def take(self, count: int) -> Floats:
-        """The next `count` arrival times."""
-        process = self._process
-        if isinstance(process, ClosedLoop):
-            return np.zeros(count)
-        if isinstance(process, ConstantArrivals):
-            with np.errstate(over="ignore"):
-                times = np.arange(self._count, self._count + count, dtype=np.float64) / process.rate
-        else:
-            times = self._running_sum(_gaps(process, count=count, rng=self._rng))
-        if count and not times[-1] <= MAX_ARRIVAL_S:
-            late = self._count + int(np.argmin(times <= MAX_ARRIVAL_S)) + 1
-            raise InputError(
-                f"workload.arrivals.rate = {process.rate:g}/s: request {late} would arrive after {MAX_ARRIVAL_S:g} s; "
-                "expected a higher rate or a smaller num_requests"
-            )
-        self._count += count
-        if isinstance(process, QuantisedArrivals):
-            times = np.floor(times / process.quantum) * process.quantum
-        return times
-
-    def _running_sum(self, gaps: Floats) -> Floats:
-        # Adding the carry to the first gap keeps the order of additions that one long cumsum would have.
-        if not len(gaps):
-            return gaps
-        gaps[0] += self._now
-        times = np.cumsum(gaps)
-        self._now = float(times[-1])
-        return times
-
-
-def _gaps(
-    process: PoissonArrivals | GammaArrivals | QuantisedArrivals, *, count: int, rng: np.random.Generator
-) -> Floats:
-    with np.errstate(over="ignore", invalid="ignore"):  # a rate near 0: the caller reports the infinite time
-        if isinstance(process, GammaArrivals):
-            square = process.cv**2
-            return rng.standard_gamma(1.0 / square, count) * (square / process.rate)
-        return rng.standard_exponential(count) / process.rate
+    """The streams of `seed`, in a fixed order: a new one goes to the end, so that the others draw as before."""
+    seeds = np.random.SeedSequence(seed).spawn(len(Streams._fields))
+    return Streams(*(np.random.Generator(np.random.PCG64(s)) for s in seeds))
 
 
 def draw_lengths(spec: LengthSpec, *, count: int, rng: np.random.Generator) -> Ints:
