@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perfsim.cost.step_model import DecodeRun
-from perfsim.serving.engine import Engine, EngineConfig
+from perfsim.serving.engine import Engine
+from perfsim.serving.front import EngineConfig
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.stepwise import StepwiseEngine
+from perfsim.serving.work import Work
 
 
 @dataclass(slots=True)
@@ -83,23 +85,22 @@ class WatchedEngine(Engine):
         self.decisions: list[Decision] = []
         self._current = Decision({})
         self._freed = 0  # blocks given back since the batch was formed
+        self._before: set[Request] = set()  # running before it was formed
 
-    def _schedule(self, now: float) -> bool:
+    def _schedule(self) -> Work | None:
         self._current, self._freed = Decision({}), 0
-        executed = super()._schedule(now)
-        if not executed and self._current.preempted:
+        self._before = set(self.running)
+        work = super()._schedule()
+        if work is None and self._current.preempted:
             self._current.free = self.kv.free
             self.decisions.append(self._current)
-        return executed
+        return work
 
-    def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
-        first = len(chunks)
-        super()._admit(budget, chunks)
-        self._current.admitted = {request.index: request.computed for request, _ in chunks[first:]}
-
-    def _mixed_step(self, now: float, chunks: list[tuple[Request, int]]) -> None:
-        self._current.tokens = {request.index: tokens for request, tokens in chunks}
-        super()._mixed_step(now, chunks)
+    def _mixed_work(self, chunks: list[tuple[Request, int]]) -> Work:
+        current = self._current
+        current.tokens = {request.index: tokens for request, tokens in chunks}
+        current.admitted = {request.index: request.computed for request, _ in chunks if request not in self._before}
+        return super()._mixed_work(chunks)
 
     def _give_back(self) -> None:
         free = self.kv.free
@@ -110,14 +111,14 @@ class WatchedEngine(Engine):
         self._current.preempted.append(request.index)
         super().preempt(request, tokens)
 
-    def _record(self, now: float, count: int, *args: Any) -> None:
+    def _close(self, work: Work) -> None:
         current, free, batch = self._current, self.kv.free, self.batch
         current.tokens |= {request.index: 1 for request in self.running if request.decoding}
-        total = batch.blocks_in_run(count)
-        for step in range(count):
+        for step in range(work.count):
             self.decisions.append(Decision(current.tokens) if step else current)
-            self.decisions[-1].free = free + total - batch.blocks_in_run(step + 1) - (0 if step else self._freed)
-        super()._record(now, count, *args)
+            taken = batch.blocks_in_run(step + 1) if step else self._freed
+            self.decisions[-1].free = free - taken
+        super()._close(work)
 
 
 ENGINES: dict[str, type[WatchedStepwise | WatchedEngine]] = {"stepwise": WatchedStepwise, "fast": WatchedEngine}
