@@ -24,7 +24,7 @@ Run = Callable[..., str]
 SMALL = [
     "--model", "llama-2-7b-hf", "--hardware", "a100-80gb-sxm", "--set", "workload.num_requests=50", "--seed", "7",
 ]  # fmt: skip
-RUN_FOLDER = {"scenario.yaml", "result.json", "requests.parquet", "report.html", "timing.json"}
+RUN_FOLDER = {"scenario.yaml", "result.json", "requests.parquet", "trace.pftrace", "report.html", "timing.json"}
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from perfsim.report import protobuf
 from perfsim.report.trace_file import TraceFile
+from perfsim.run import simulate
 from perfsim.serving.recorder import REQUEST_COLUMNS, SEGMENT_COLUMNS
+from perfsim.spec.load import load_scenario
 
 Message = dict[int, list[Any]]
 
@@ -163,6 +165,19 @@ def test_counters_change_with_the_steps_and_fall_to_zero_when_idle(tmp_path: Pat
     assert {path for path in counters if path.startswith("replica-1")} == {
         f"replica-1/{name}, DP {rank}" for name in ("batch", "queue", "KV blocks") for rank in (0, 1)
     }
+
+
+def test_a_simulation_draws_every_step_of_its_engine(tmp_path: Path) -> None:
+    scenario = load_scenario("default", overrides=["workload.num_requests=60"])
+    with TraceFile(tmp_path / "t") as trace:
+        result = simulate(scenario, trace=trace)
+    viewer = Viewer((tmp_path / "t").read_bytes())
+    (lane,) = (path for path in viewer.slices if not path.endswith("/requests"))
+    assert sum(arguments["steps"] for *_, arguments in viewer.slices[lane]) == result.simulation["steps"]
+    busy = sum(end - begin for begin, end, *_ in viewer.slices[lane]) / 1e9
+    spent = sum(seconds for name, seconds in result.breakdown.items() if name != "idle")
+    assert busy == pytest.approx(spent, rel=1e-6)
+    assert len(viewer.slices["replica/requests"]) == 3 * 60
 
 
 def test_requests_transfers_and_marks_have_lanes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from perfsim.serving.closed_form import steady_state
 from perfsim.serving.replica import plan_replica
 from perfsim.spec.load import load_scenario
 
-STAYS_THE_SAME = ("scenario.yaml", "result.json", "requests.parquet", "report.html")
+STAYS_THE_SAME = ("scenario.yaml", "result.json", "requests.parquet", "trace.pftrace", "report.html")
 
 
 def synthetic(count: int, rate: float, prompt: int, output: int, *, sigma: float = 0.6, **flags) -> ps.Scenario:

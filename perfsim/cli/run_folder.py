@@ -24,7 +24,7 @@ class RunFolder:
     """
 
     NAMES: ClassVar[tuple[str, ...]] = (
-        "scenario.yaml", "result.json", "requests.parquet", "report.html", "timing.json",
+        "scenario.yaml", "result.json", "requests.parquet", "trace.pftrace", "report.html", "timing.json",
     )  # fmt: skip
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +42,13 @@ class RunFolder:
         """Where the simulator writes one row per request while it runs."""
         return self.path / "requests.parquet"
 
+    @property
+    def trace_path(self) -> Path:
+        """Where the timeline for the Perfetto viewer goes."""
+        return self.path / "trace.pftrace"
+
     def write(self, scenario: Scenario, result: Result, *, wall_s: float) -> None:
-        """Write everything but the requests."""
+        """Write everything but the requests and the trace."""
         from perfsim.metrics.result import canonical_json
         from perfsim.report.html import write_report
         from perfsim.spec.save import scenario_yaml

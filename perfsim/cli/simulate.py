@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,8 @@ def simulate(
             "-o",
             metavar="DIR",
             show_default=False,
-            help="Also write scenario.yaml, result.json, requests.parquet, report.html and timing.json there.",
+            help="Also write scenario.yaml, result.json, requests.parquet, trace.pftrace (for ui.perfetto.dev), "
+            "report.html and timing.json there.",
         ),
     ] = None,
     stepwise: Annotated[
@@ -39,17 +41,21 @@ def simulate(
 
     resolved = flags.resolve()
     folder = RunFolder(directory) if directory is not None else None
-    from perfsim.run import simulate as run_simulate  # heavy: not before the input is known to be good
+    from perfsim.report.trace_file import TraceFile  # heavy, as the next: not before the input is known to be good
+    from perfsim.run import simulate as run_simulate
 
     if folder is not None or resolved.workload.kind == "trace":
         import pyarrow.csv
         import pyarrow.parquet  # noqa: F401  # imported here, so that the simulation's wall time does not include it
 
-    with progress_bar(resolved) as progress:
+    with progress_bar(resolved) as progress, ExitStack() as stack:
+        trace = None if folder is None else stack.enter_context(TraceFile(folder.trace_path))
         began = perf_counter()
-        result = run_simulate(resolved, progress=progress, stepwise=stepwise,
+        result = run_simulate(resolved, progress=progress, stepwise=stepwise, trace=trace,
                               requests_path=None if folder is None else folder.requests_path)  # fmt: skip
         wall_s = perf_counter() - began
+    if trace is not None and trace.note is not None:
+        print(f"trace.pftrace is not complete: {trace.note}", file=sys.stderr)
     if folder is not None:
         folder.write(resolved, result, wall_s=wall_s)
     print_result(result, output=output, wall_s=wall_s)

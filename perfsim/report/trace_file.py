@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # About 45 bytes each: the viewer opens such a file in seconds, and more would not be looked at.
 MAX_EVENTS = 1_000_000
 # Requests that get a lane of their own, by index in the traffic; more would bury the engine's lanes.
-MAX_REQUESTS = 1_000
+MAX_REQUESTS = 200
 _SEGMENT_EVENTS, _REQUEST_EVENTS, _TRANSFER_EVENTS, _MARK_EVENTS = 5, 6, 2, 1
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from perfsim.serving.recorder import Sink
+    from perfsim.spec.policy import ParallelPlan
 
 
 class Trace(Protocol):
@@ -26,3 +27,12 @@ class Trace(Protocol):
     def mark(self, replica: str, text: str, at_s: float) -> None:
         """A moment in the life of a replica: failed, restored, scaled up."""
         ...
+
+
+def lane_label(parallel: ParallelPlan, *, dp_rank: int | None = None) -> str:
+    """The ranks behind one scheduler, such as `PP 0-1 x TP 0-7`: they do equal work at the same time, so one lane."""
+    axes = [("DP", parallel.dp if dp_rank is None else 1), ("PP", parallel.pp), ("TP", parallel.tp)]
+    shown = [f"{name} 0-{size - 1}" for name, size in axes if size > 1]
+    if dp_rank is not None:
+        shown.insert(0, f"DP {dp_rank}")
+    return " x ".join(shown) or "GPU 0"
