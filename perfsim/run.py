@@ -59,7 +59,8 @@ def simulate(
 
     `seed` replaces the scenario's; `stepwise` recomputes every step from its sequences (slow, for checking);
     `progress(requests sent, simulated seconds)` is called now and then; `requests_path` receives one Parquet row per
-    request, `trace` the timeline (`report.trace_file` writes it for Perfetto). Raises InputError for a bad trace, InfeasibleError when the model does not fit.
+    request, `trace` the timeline (`report.trace_file` writes one for Perfetto). Raises InputError for a bad trace,
+    InfeasibleError when the model does not fit.
     """
     if seed is not None:
         scenario = scenario.model_copy(update={"seed": seed})
