@@ -12,19 +12,26 @@ from perfsim.ops.op import Num, Op
 from perfsim.ops.step import StepShape
 from perfsim.ops.transformer import lower
 from perfsim.spec.calibration import Calibration
+from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 
 
 def step_estimate(
-    step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration, async_scheduling: bool
-) -> Estimate:
+    step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration, async_scheduling: bool,
+    dp: int = 1, ep: int = 1, pp: int = 1, cluster: Cluster | None = None,
+) -> Estimate:  # fmt: skip
     """Duration of one step on one of `tp` GPUs (all run in lock step), with its energy per GPU.
+
+    With `pp` stages it is the time from the first to the last of them, and the energy of one GPU of each.
 
     Async scheduling hides the scheduler behind the GPU (the longer of the two counts); otherwise they add up.
     """
     gpu = Estimate(0.0 * step.tokens)
-    for part in gpu_parts(step, model=model, node=node, tp=tp, calibration=calibration):
+    for part in gpu_parts(
+        step, model=model, node=node, tp=tp, calibration=calibration,
+        dp=dp, ep=ep, pp=pp, cluster=cluster,
+    ):  # fmt: skip
         gpu += part
     schedule, exposed = host_parts(step, calibration)
     hidden = overlap(gpu, schedule) if async_scheduling else gpu + schedule
@@ -32,13 +39,15 @@ def step_estimate(
 
 
 def gpu_parts(
-    step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration
-) -> Iterator[Estimate]:
+    step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration,
+    dp: int = 1, ep: int = 1, pp: int = 1, cluster: Cluster | None = None,
+) -> Iterator[Estimate]:  # fmt: skip
     """Every operator and collective of a step on one GPU, in order; they run one after the other."""
-    engine, links = calibration.engine, fabric(node)
+    engine, links = calibration.engine, fabric(node, cluster)
     for work in lower(
-        model, step, tp=tp, expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes
-    ):
+        model, step, tp=tp, dp=dp, ep=ep, pp=pp, expert_popularity=engine.expert_popularity,
+        sampling_passes=engine.sampling_passes,
+    ):  # fmt: skip
         if isinstance(work, Op):
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)
         else:

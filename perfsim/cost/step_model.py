@@ -22,6 +22,7 @@ from perfsim.ops.op import Driver, Num, Op
 from perfsim.ops.step import StepShape, attention_windows
 from perfsim.ops.transformer import lower
 from perfsim.spec.calibration import Calibration
+from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 
@@ -89,11 +90,21 @@ class CompiledSteps:
     per_sequence: float
     per_token: float
     async_scheduling: bool
+    group_s: list[float]
 
     def step_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
         prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...],
     ) -> float:  # fmt: skip
+        gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context)
+        host = self.host_seconds(tokens, logits)
+        return self.exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
+
+    def gpu_seconds(
+        self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
+        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...],
+    ) -> float:  # fmt: skip
+        """Seconds of one step on the GPU, without what data-parallel ranks do together."""
         gpu = self.token_s[tokens] + self.logit_s[logits]
         for term in self.attention:
             if decodes:
@@ -104,10 +115,18 @@ class CompiledSteps:
                 gpu += term.count * (term.prefill_launch + max(term.per_pair * pairs[term.window], read))
         for expansion in self.expansion:
             gpu += expansion.seconds(prefill_context[expansion.window] + decodes)
-        host = self.schedule + self.per_sequence * logits + self.per_token * tokens
-        return self.exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
+        return gpu
+
+    def host_seconds(self, tokens: int, logits: int) -> float:
+        """Seconds of the scheduler for one step."""
+        return self.schedule + self.per_sequence * logits + self.per_token * tokens
 
     def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
+        limit, gpu, slope = self.gpu_run(decodes, context, growth, limit)
+        return self.behind_host(DecodeRun(limit, gpu, slope), self.host_seconds(decodes, decodes))
+
+    def gpu_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
+        """`decode_run` on the GPU, without what data-parallel ranks do together."""
         gpu, slope_s = self.token_s[decodes] + self.logit_s[decodes], 0.0
         for term in self.attention:
             attended, grows, count = context[term.window], growth[term.window], term.count
@@ -119,7 +138,11 @@ class CompiledSteps:
                 limit = max(1, int(left / grows) + 1)
         for expansion in self.expansion:
             gpu += expansion.seconds(decodes)
-        host = self.schedule + (self.per_sequence + self.per_token) * decodes
+        return DecodeRun(limit, gpu, slope_s)
+
+    def behind_host(self, run: DecodeRun, host: float) -> DecodeRun:
+        """A run on the GPU with the scheduler's time: hidden behind it under async scheduling, in front of it else."""
+        limit, gpu, slope_s = run
         if not self.async_scheduling:
             return DecodeRun(limit, self.exposed + gpu + host, slope_s)
         if gpu >= host:
@@ -130,20 +153,22 @@ class CompiledSteps:
 
 
 def compile_steps(
-    *, model: ModelArch, node: Node, tp: int, calibration: Calibration,
-    max_num_batched_tokens: int, max_num_seqs: int, async_scheduling: bool,
+    *, model: ModelArch, node: Node, tp: int, dp: int = 1, ep: int = 1, pp: int = 1, calibration: Calibration,
+    max_num_batched_tokens: int, max_num_seqs: int, async_scheduling: bool, cluster: Cluster | None = None,
 ) -> CompiledSteps:  # fmt: skip
     """Tabulate and extract coefficients from the array formulas; `step_estimate` on the same shape gives equal times.
 
-    Tables cover 0..max_num_batched_tokens tokens and 0..max_num_seqs sampled sequences.
+    Tables cover 0..max_num_batched_tokens tokens and 0..max_num_seqs sampled sequences, and the tokens of all `dp`
+    ranks together.
     """
-    engine, links = calibration.engine, fabric(node)
+    engine, links = calibration.engine, fabric(node, cluster)
 
     def work(step: StepShape, driver: Driver) -> list[Num]:
         """Seconds of every operator and collective that follows `driver`."""
         lowered = lower(
-            model, step, tp=tp, expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes
-        )
+            model, step, tp=tp, dp=dp, ep=ep, pp=pp, expert_popularity=engine.expert_popularity,
+            sampling_passes=engine.sampling_passes,
+        )  # fmt: skip
         chosen = [item for item in lowered if item.driver == driver]
         return [
             op_estimate(item, node.accelerator, calibration.device, calibration.power).seconds
@@ -156,18 +181,23 @@ def compile_steps(
     logits = np.arange(max_num_seqs + 1, dtype=np.float64)
     token_s = np.sum(np.stack(work(_shape(model, tokens=tokens), "tokens")), axis=0)
     logit_s = np.sum(np.stack(work(_shape(model, logits=logits), "logits")), axis=0)
+    together = np.arange(dp * max_num_batched_tokens + 1 if dp > 1 else 0, dtype=np.float64)
+    group_s = np.sum(np.stack(work(_shape(model, group=together), "group")), axis=0) if dp > 1 else together
     return CompiledSteps(
         token_s.tolist(), logit_s.tolist(), *_attention_terms(model, node, tp, calibration), engine.step_host,
         engine.schedule_host, engine.sequence_host, engine.token_host, async_scheduling,
+        group_s.tolist(),
     )  # fmt: skip
 
 
 def _shape(
     model: ModelArch, *, tokens: Num = 0.0, logits: Num = 0.0, decodes: float = 0.0, attended: float = 0.0,
-    prefill: float = 0.0, pairs: float = 0.0, entries: float = 0.0,
+    prefill: float = 0.0, pairs: float = 0.0, entries: float = 0.0, group: Num | None = None,
 ) -> StepShape:  # fmt: skip
     windows = len(attention_windows(model))
-    return StepShape(tokens, logits, decodes, (attended,) * windows, prefill, (pairs,) * windows, (entries,) * windows)
+    return StepShape(
+        tokens, logits, decodes, (attended,) * windows, prefill, (pairs,) * windows, (entries,) * windows, group
+    )
 
 
 def _attention_terms(

@@ -1,4 +1,9 @@
-"""Feed-forward blocks of one layer shape, dense or mixture of experts, on one of `tp` GPUs."""
+"""Feed-forward blocks of one layer shape, dense or mixture of experts, on one GPU.
+
+Dense blocks are sharded over the `tp` GPUs of a rank. Experts belong to all `tp * dp` GPUs: each one is sharded over
+all of them (`ep` = 1), or whole experts are spread over them (`ep` = tp * dp) and tokens travel to their experts.
+Neglected: uneven load among the GPUs of an expert-parallel group; every GPU gets the mean.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +13,72 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.ops.gemm import compute_dtype, gemm
-from perfsim.ops.op import Num, Op
+from perfsim.ops.op import Collective, Driver, Num, Op
 from perfsim.ops.step import StepShape
 from perfsim.spec.model import ACTIVATION_BYTES, WEIGHT_BYTES, DenseMLP, LayerGroup, MixtureOfExperts, ModelArch
 
 
-def mlp_ops(model: ModelArch, group: LayerGroup, step: StepShape, tp: int, popularity: float) -> Iterator[Op]:
+def mlp_ops(
+    model: ModelArch, group: LayerGroup, step: StepShape, *, tp: int, dp: int = 1, ep: int = 1, popularity: float = 0.0
+) -> Iterator[Op | Collective]:
+    """Kernels and exchanges of `group.count` feed-forward blocks up to, and without, the sum over `tp`.
+
+    With expert parallelism over data-parallel ranks, `tp` GPUs send equal shares of their tokens to the experts and
+    gather the results, so that nothing is left to sum (DeepSeek-V3, arXiv:2412.19437, 3.4; vLLM's expert parallelism).
+    """
     mlp = group.mlp
     if isinstance(mlp, DenseMLP):
         yield from _dense(model, group.count, step.tokens, mlp.intermediate_size / tp, gated=mlp.gated)
         return
+    if mlp is None:
+        return
     yield gemm(model, "router", group.count, step.tokens, mlp.num_experts, model.hidden_size, weight_dtype=model.dtype)
-    yield _experts(model, group.count, mlp, step.tokens, tp, popularity)
+    yield from _dispatch(model, group.count, mlp, step, tp, dp, ep)
+    yield _experts(
+        model, group.count, mlp, step.expert_tokens, tp * dp, ep, popularity, "group" if dp > 1 else "tokens"
+    )
+    yield from _combine(model, group.count, mlp, step, tp, dp, ep)
     if mlp.shared_intermediate_size:
         yield from _dense(model, group.count, step.tokens, mlp.shared_intermediate_size / tp, gated=mlp.gated)
+
+
+def _dispatch(
+    model: ModelArch, count: int, moe: MixtureOfExperts, step: StepShape, tp: int, dp: int, ep: int
+) -> Iterator[Collective]:
+    """Tokens to the GPUs of their experts; quantised first where the experts compute in 8 bits, as DeepEP does."""
+    if dp == 1:
+        return
+    if ep > 1:
+        width = min(ACTIVATION_BYTES[model.dtype], 1 if compute_dtype(model, model.expert_dtype) == "fp8" else 2)
+        sent = step.tokens * (moe.num_experts_per_tok * model.hidden_size * width / tp)
+        yield Collective("all_to_all", "expert_dispatch", count, sent, ep)
+    else:
+        own = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype])
+        yield Collective("all_gather", "expert_gather", count, own, dp, stride=tp)
+
+
+def _combine(
+    model: ModelArch, count: int, moe: MixtureOfExperts, step: StepShape, tp: int, dp: int, ep: int
+) -> Iterator[Collective]:
+    """Results of the experts back to where the tokens came from, in the activations' own format."""
+    if dp == 1:
+        return
+    act = ACTIVATION_BYTES[model.dtype]
+    if ep > 1:
+        sent = step.tokens * (moe.num_experts_per_tok * model.hidden_size * act / tp)
+        yield Collective("all_to_all", "expert_combine", count, sent, ep)
+        if tp > 1:
+            yield Collective("all_gather", "gather_tokens", count, step.tokens * (model.hidden_size * act / tp), tp)
+    else:
+        everything = step.expert_tokens * (model.hidden_size * act)
+        yield Collective("reduce_scatter", "expert_reduce", count, everything, dp, "group", stride=tp)
+
+
+def sums_over_tp(group: LayerGroup, *, dp: int, ep: int) -> int:
+    """How many of the layer's two blocks end with a sum over the `tp` GPUs."""
+    mixer = group.attention is not None
+    mlp = group.mlp is not None and not (isinstance(group.mlp, MixtureOfExperts) and dp > 1 and ep > 1)
+    return int(mixer) + int(mlp)
 
 
 def _dense(model: ModelArch, count: int, tokens: Num, width: float, *, gated: bool) -> Iterator[Op]:
@@ -30,17 +87,20 @@ def _dense(model: ModelArch, count: int, tokens: Num, width: float, *, gated: bo
     yield gemm(model, "down_proj", count, tokens, model.hidden_size, width, weight_dtype=linear)
 
 
-def _experts(model: ModelArch, count: int, moe: MixtureOfExperts, tokens: Num, tp: int, popularity: float) -> Op:
+def _experts(
+    model: ModelArch, count: int, moe: MixtureOfExperts, tokens: Num, gpus: int, ep: int, popularity: float,
+    driver: Driver,
+) -> Op:  # fmt: skip
     """The fused expert kernel: only experts that some token picked are read; every picked expert does its FLOPs."""
     matrices = 3 if moe.gated else 2
-    width, act = moe.moe_intermediate_size / tp, ACTIVATION_BYTES[model.dtype]
+    width, act = moe.moe_intermediate_size / (gpus / ep), ACTIVATION_BYTES[model.dtype]
     per_expert = matrices * model.hidden_size * width
-    touched = distinct_experts(tokens, moe.num_experts, moe.num_experts_per_tok, popularity)
-    routed = tokens * moe.num_experts_per_tok
+    touched = distinct_experts(tokens, moe.num_experts, moe.num_experts_per_tok, popularity) / ep
+    routed = tokens * (moe.num_experts_per_tok / ep)
     read = touched * (per_expert * WEIGHT_BYTES[model.expert_dtype]) + routed * ((model.hidden_size + width) * act)
-    write = routed * ((matrices - 1) * width * act) + tokens * (model.hidden_size * act)
+    write = routed * ((matrices - 1) * width * act) + tokens * (model.hidden_size * act / ep)
     dtype = compute_dtype(model, model.expert_dtype)
-    return Op("moe", "experts", count, routed * (2.0 * per_expert), read, write, dtype)
+    return Op("moe", "experts", count, routed * (2.0 * per_expert), read, write, dtype, driver)
 
 
 def distinct_experts(tokens: Num, num_experts: int, per_token: int, popularity: float) -> Num:

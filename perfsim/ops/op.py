@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Num = float | NDArray[np.float64]
 
-Driver = Literal["tokens", "logits", "attention", "expansion"]
+Driver = Literal["tokens", "logits", "attention", "expansion", "group"]
 OpKind = Literal["gemm", "lm_head", "moe", "prefill_attention", "decode_attention", "elementwise", "sampling"]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "broadcast"]
 
@@ -22,8 +22,8 @@ CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_a
 class Op:
     """`count` equal kernels of one GPU: FLOPs and bytes are of one of them, after sharding.
 
-    `driver` names the sum over the batch that its size follows (`expansion`: the K/V entries that MLA expands).
-    `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is not launched at all. Decode
+    `driver` names the sum over the batch that its size follows (`expansion`: the K/V entries that MLA expands, `group`:
+    the tokens of all data-parallel ranks). `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is not launched at all. Decode
     attention also says how its work splits: over `sequences` of mean attended context `context`,
     `sequence_read_bytes` and `sequence_write_bytes` each, plus `entry_bytes` and `entry_flops` per attended token.
     """

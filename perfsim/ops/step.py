@@ -21,7 +21,8 @@ class StepShape:
     `tokens` new tokens enter the layers and `logits` sequences are sampled. The tuples are aligned with
     `attention_windows(model)`: `decode_context` is the number of past tokens attended, summed over the
     `decode_sequences` (the new token included); `prefill_pairs` is the number of (new token, attended token) pairs of
-    all prefill chunks and `prefill_context` the number of K/V entries that they read.
+    all prefill chunks and `prefill_context` the number of K/V entries that they read. `group_tokens` counts the new
+    tokens of all data-parallel ranks (None: there is one rank).
     """
 
     tokens: Num
@@ -31,6 +32,12 @@ class StepShape:
     prefill_tokens: Num
     prefill_pairs: tuple[Num, ...]
     prefill_context: tuple[Num, ...]
+    group_tokens: Num | None = None
+
+    @property
+    def expert_tokens(self) -> Num:
+        """New tokens of all data-parallel ranks that share the experts."""
+        return self.tokens if self.group_tokens is None else self.group_tokens
 
 
 def attended_pairs(chunk: int, past: int, window: int | None) -> int:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from perfsim.ops.attention import attention_ops
 from perfsim.ops.gemm import gemm
-from perfsim.ops.mlp import mlp_ops
+from perfsim.ops.mlp import mlp_ops, sums_over_tp
 from perfsim.ops.op import Collective, Op
 from perfsim.ops.step import StepShape, attention_windows
 from perfsim.spec.model import (
@@ -28,9 +28,12 @@ LOGIT_BYTES = 4  # vLLM samples from fp32 logits
 
 
 def lower(
-    model: ModelArch, step: StepShape, *, tp: int, expert_popularity: float = 0.0, sampling_passes: float = 1.0
-) -> list[Op | Collective]:
+    model: ModelArch, step: StepShape, *, tp: int, dp: int = 1, ep: int = 1, pp: int = 1,
+    expert_popularity: float = 0.0, sampling_passes: float = 1.0,
+) -> list[Op | Collective]:  # fmt: skip
     """All work of one step on one of `tp` GPUs, in execution order; kernels of equal layers share one entry.
+
+    `dp` ranks share the experts (see `mlp_ops`). With `pp` stages it is the work of one GPU of each stage together.
 
     `expert_popularity` is the Zipf exponent of expert choice, `sampling_passes` how often the engine's sampler streams
     the logits. Quantities of the result have the type of `step`'s.
@@ -40,11 +43,16 @@ def lower(
     for group in model.layers:
         index = windows.index(group.attention.window)
         work += attention_ops(model, group, step, index, tp)
-        work += mlp_ops(model, group, step, tp, expert_popularity)
+        work += mlp_ops(model, group, step, tp=tp, dp=dp, ep=ep, popularity=expert_popularity)
         work.append(_elementwise(model, group, step, tp))
         if tp > 1:
             payload = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype])
-            work.append(Collective("all_reduce", "all_reduce", 2 * group.count, payload, tp))
+            sums = sums_over_tp(group, dp=dp, ep=ep)
+            if sums:
+                work.append(Collective("all_reduce", "all_reduce", sums * group.count, payload, tp))
+    if pp > 1:
+        hidden = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype] / tp)
+        work.append(Collective("send_recv", "pipeline", pp - 1, hidden, pp, stride=tp * dp))
     work += _head(model, step, tp, sampling_passes)
     return work
 
