@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +17,12 @@ from perfsim.units import GIB
 ROOT = Path(__file__).resolve().parents[1]
 ACCELERATORS = catalog.list_accelerators()
 NODES = catalog.list_nodes()
+CLUSTERS = catalog.list_clusters()
 GOOD = (ROOT / "hardware/accelerators/h100-80gb-sxm.yaml").read_text()
 
 # name: (GiB, GB/s, dense bf16 or fp16 TFLOP/s, TDP W): the vendors' public datasheets, recalled, apart from the files.
 # Not independent, only pinned to what the files say: the H20's TDP, the capacities of B300, GB200 and GB300,
-# the rates of the Jetsons and all of Ascend.
+# the rates of the Jetsons, the Hexagon and the EPYC, and all of Ascend.
 DATASHEETS = {
     "p100-16gb": (16, 732, 18.7, 250),
     "v100-32gb-sxm": (32, 900, 125, 300),
@@ -56,6 +59,13 @@ DATASHEETS = {
     "mi355x-288gb": (288, 8000, 2516, 1400),
     "gaudi3-128gb": (128, 3700, 1835, 900),
     "ascend-910b-64gb": (64, 1600, 280, 400),
+    "ascend-910-32gb": (32, 1200, 256, 310),
+    "mi250x-128gb": (128, 3277, 383, 560),
+    "tpu-v5e-16gb": (16, 819, 197, None),
+    "tpu-v5p-95gb": (95, 2765, 459, None),
+    "tpu-v6e-32gb": (32, 1640, 918, None),
+    "hexagon-sd8gen3": (16, 76.8, 17, 5),
+    "epyc-9654": (6144, 460.8, 21.8, 360),
 }
 
 # What vendors print for bf16 or fp16 with 2:4 sparsity, TFLOP/s, recalled: the figure that a careless table copies.
@@ -74,6 +84,8 @@ UNUSUAL = {
     ("b300-288gb-sxm", "fp4"): 3,  # Blackwell Ultra widened FP4 only
     ("gb300-288gb", "fp4"): 3,
     ("rtx-5090-32gb", "fp4"): 4,  # GeForce halves fp8 with fp32 accumulation, FP4 runs at full rate
+    ("tpu-v5p-95gb", "fp8"): 1,  # computed as bf16
+    ("tpu-v6e-32gb", "fp8"): 1,
     ("gaudi3-128gb", "fp8"): 4,  # its fp16 runs at tf32's rate, bf16 at fp8's
 }
 
@@ -84,21 +96,38 @@ def test_the_list() -> None:
 
 
 def test_names_are_unique() -> None:
-    names = [*ACCELERATORS, *NODES, *catalog.aliases("hardware")]
+    names = [*ACCELERATORS, *NODES, *CLUSTERS, *catalog.list_links(), *catalog.list_storage()]
+    names += catalog.aliases("hardware")
     assert len({name.lower() for name in names}) == len(names)
     labels = [catalog.accelerator(name).label for name in ACCELERATORS] + [catalog.node(name).label for name in NODES]
+    labels += [catalog.cluster(name).label for name in CLUSTERS]
     assert len(set(labels)) == len(labels)
 
 
-@pytest.mark.parametrize("name", [*ACCELERATORS, *NODES])
+def everything() -> dict[str, Any]:
+    """Every packaged descriptor by name."""
+    kinds: tuple[tuple[list[str], Callable[[str], Any]], ...] = (
+        (ACCELERATORS, catalog.accelerator),
+        (NODES, catalog.node),
+        (CLUSTERS, catalog.cluster),
+        (catalog.list_links(), catalog.link),
+        (catalog.list_storage(), catalog.storage),
+    )
+    return {name: load(name) for names, load in kinds for name in names}
+
+
+EVERYTHING = everything()
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_a_file_is_called_what_it_describes(name: str) -> None:
-    described = catalog.accelerator(name) if name in ACCELERATORS else catalog.node(name)
-    assert described.name == name
+    assert EVERYTHING[name].name == name
 
 
-def test_every_accelerator_has_exactly_one_usual_node() -> None:
+def test_every_accelerator_has_a_usual_node_of_its_own() -> None:
     usual = {name: usual_node(ROOT / f"hardware/accelerators/{name}.yaml") for name in ACCELERATORS}
-    assert sorted(str(node) for node in usual.values()) == sorted(NODES)
+    assert len(set(usual.values())) == len(usual)
+    assert set(NODES) - set(usual.values()) == {"hgx-h200-roce"}  # a variant, for a cluster
     for name, node in usual.items():
         assert catalog.node(name) == catalog.node(str(node))
         assert catalog.node(name).accelerator.name == name
@@ -121,7 +150,7 @@ def test_accelerators_match_their_datasheets(name: str) -> None:
     peak = gpu.peak_flops.get("bf16", gpu.peak_flops.get("fp16"))
     assert peak == pytest.approx(tflops * 1e12, rel=0.02)
     assert gpu.tdp == tdp
-    assert 0 < gpu.idle_power < 0.2 * gpu.tdp
+    assert gpu.idle_power is None or gpu.tdp is None or 0 < gpu.idle_power < 0.2 * gpu.tdp
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -135,19 +164,38 @@ def test_dense_rates_are_never_sparse_ones(name: str) -> None:
 def test_bandwidths_are_positive_and_caches_are_smaller_than_memory(name: str) -> None:
     gpu = catalog.accelerator(name)
     assert min(gpu.memory.read_bandwidth, gpu.memory.write_bandwidth) > 0
-    assert 0 < gpu.sram_per_sm_bytes < gpu.memory.capacity
-    assert gpu.l2_bytes < gpu.memory.capacity / 100
+    assert gpu.sram_per_sm_bytes is None or 0 < gpu.sram_per_sm_bytes < gpu.memory.capacity
+    assert gpu.l2_bytes is None or gpu.l2_bytes < gpu.memory.capacity / 100
     assert min(gpu.peak_flops.values()) > 0
 
 
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_every_number_has_a_source(name: str) -> None:
     gpu = catalog.accelerator(name)
-    numbers = ["sm_count", "boost_clock", "l2_bytes", "sram_per_sm_bytes", "tdp", "idle_power", "release_year"]
+    optional = ("sm_count", "boost_clock", "l2_bytes", "sram_per_sm_bytes", "tdp", "idle_power", "price_per_hour")
+    numbers = [field for field in optional if getattr(gpu, field) is not None] + ["release_year"]
     numbers += [f"peak_flops.{dtype}" for dtype in gpu.peak_flops]
     numbers += ["memory.capacity", "memory.read_bandwidth", "memory.write_bandwidth"]
-    numbers += [] if gpu.price_per_hour is None else ["price_per_hour"]
     assert set(gpu.sources) == set(numbers)
+
+
+def numbers_in(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from numbers_in(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float | list) and not isinstance(value, bool):
+            yield prefix + key
+
+
+@pytest.mark.parametrize("name", [*CLUSTERS, *catalog.list_links(), *catalog.list_storage()])
+def test_every_number_of_a_part_or_cluster_has_a_source(name: str) -> None:
+    described = EVERYTHING[name]
+    numbers = set(numbers_in(described.model_dump(mode="json", exclude={"sources", "node"})))
+    plain = {field for field in described.sources if field.endswith("wrap")} | {"lanes"}  # x16 is what its name says
+    assert numbers - plain == set(described.sources) - plain
+    for field, fact in described.sources.items():
+        spelled_out = "@" in fact.source or fact.source.startswith("http")
+        assert spelled_out or not fact.verified, field
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -158,6 +206,8 @@ def test_every_node_number_has_a_source(name: str) -> None:
     numbers += ["scale_up.in_switch_reduction"] if node.scale_up.in_switch_reduction else []
     if node.dram is not None:
         numbers += [f"dram.{field}" for field in ("capacity", "read_bandwidth", "write_bandwidth", "latency")]
+    more = node.model_dump(mode="json", include={"nics", "cpu", "drives", "max_power", "measured"}, exclude_none=True)
+    numbers += [*numbers_in(more), *(["scale_up.switches"] if node.scale_up.switches else [])]
     assert set(node.sources) == set(numbers)
 
 
@@ -189,6 +239,7 @@ def test_h100_dense_peak() -> None:
 def test_nodes_are_plausible(name: str) -> None:
     node = catalog.node(name)
     assert node.accelerator_count in (1, 4, 8, 72)
+    assert node.nics is None or 1e9 < node.nics.bandwidth <= 100e9
     assert (node.scale_up.topology == "host") >= (node.scale_up.kind == "pcie")
     assert min(node.scale_up.bandwidth, node.host_link.bandwidth) > 0
     assert node.host_link.topology == "host"

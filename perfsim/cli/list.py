@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -49,14 +50,25 @@ def _models() -> Listing:
 def _hardware() -> Listing:
     from perfsim.spec import catalog
 
+    kinds: dict[str, tuple[list[str], Callable[[str], Any]]] = {
+        "accelerator": (catalog.list_accelerators(), catalog.accelerator),
+        "node": (catalog.list_nodes(), catalog.node),
+        "cluster": (catalog.list_clusters(), catalog.cluster),
+        "link": (catalog.list_links(), catalog.link),
+        "storage": (catalog.list_storage(), catalog.storage),
+    }
     rows: list[dict[str, Any]] = []
-    for name in catalog.list_accelerators():
-        accelerator = catalog.accelerator(name)
-        rows.append({"name": name, "kind": "accelerator", "accelerators": 1, "label": accelerator.label})
-    for name in catalog.list_nodes():
-        node = catalog.node(name)
-        rows.append({"name": name, "kind": "node", "accelerators": node.accelerator_count, "label": node.label})
-    return ["name", "kind", "accelerators", "label"], rows
+    for kind, (names, load) in kinds.items():
+        for name in names:
+            found = load(name)
+            doubts = sorted(field for field, fact in found.sources.items() if not fact.verified)
+            count = 1 if kind == "accelerator" else getattr(found, "accelerator_count", None)
+            rows.append({
+                "name": name, "kind": kind, "accelerators": count, "facts": len(found.sources),
+                "sources": len({fact.source for fact in found.sources.values()}), "unverified": len(doubts),
+                "unverified_fields": ", ".join(doubts), "label": found.label,
+            })  # fmt: skip
+    return ["name", "kind", "accelerators", "facts", "sources", "unverified", "label"], rows
 
 
 def _traces() -> Listing:

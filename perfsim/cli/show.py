@@ -21,7 +21,8 @@ app = typer.Typer(help="Show a model, a piece of hardware or a resolved scenario
 
 # What a number means follows from the end of its field's name; the first match wins.
 _UNITS = (
-    ("peak_flops", "FLOP/s"), ("bandwidth", "bytes/s"), ("capacity", "bytes"), ("bytes", "bytes"), ("latency", "s"),
+    ("peak_flops", "FLOP/s"), ("measured", "bytes/s"), ("per_connection", "bytes/s"),
+    ("bandwidth", "bytes/s"), ("capacity", "bytes"), ("bytes", "bytes"), ("latency", "s"),
     ("clock", "Hz"), ("power", "W"), ("tdp", "W"), ("price_per_hour", "USD"),
 )  # fmt: skip
 # Memories are binary: 80 GiB reads better than 85.9 GB.
@@ -59,20 +60,15 @@ def model(name: Annotated[str, typer.Argument(help="Name, Hugging Face id or pat
 
 
 @app.command("hardware")
-def hardware(name: Annotated[str, typer.Argument(help="Name of an accelerator or node.", show_default=False)],
+def hardware(name: Annotated[str, typer.Argument(help="Name of an accelerator, node, cluster, link or store.",
+                                                 show_default=False)],
              output: FormatOption = Format.table) -> None:  # fmt: skip
-    """Show an accelerator or node, the source of every value, and which values nobody has verified."""
-    from perfsim.errors import InputError
-    from perfsim.spec import catalog
-
-    try:
-        found: Any = catalog.accelerator(name)
-    except InputError:
-        found = catalog.node(name)
+    """Show a piece of hardware, the source of every value, and which values nobody has verified."""
+    found = _hardware(name)
     if output is Format.json:
-        print_json(found.model_dump(mode="json"))
+        print_json({**found.model_dump(mode="json"), **_derived(found)})
         return
-    rows = _sourced(found)
+    rows = [{"field": key, "value": value} for key, value in _flatten(_derived(found)).items()] + _sourced(found)
     if output is Format.csv:
         print_csv(rows, columns=["field", "value", "source", "verified", "note"])
         return
@@ -88,6 +84,31 @@ def hardware(name: Annotated[str, typer.Argument(help="Name of an accelerator or
         typer.echo("\nNot verified (marked ?)")
     for row in doubts:
         typer.echo(f" {row['field']}: {row['note'] or row['source']}")
+
+
+def _hardware(name: str) -> Any:
+    """Whatever has this name; an accelerator before the node that an alias of it may also stand for."""
+    from perfsim.errors import InputError
+    from perfsim.spec import catalog
+
+    for load in (catalog.accelerator, catalog.link, catalog.storage):
+        try:
+            return load(name)
+        except InputError:
+            continue
+    return catalog.machine(name)
+
+
+def _derived(found: Any) -> dict[str, Any]:
+    """What the cost model makes of a cluster's network: the tiers that it needs, and its bisection."""
+    from perfsim.cost.topology import bisection, network_tiers
+    from perfsim.spec.cluster import Cluster
+
+    if not isinstance(found, Cluster):
+        return {}
+    tiers = {tier.name: {"nodes": tier.nodes, "gpu_bandwidth": tier.bandwidth, "latency": tier.latency,
+                         "switches": tier.switches} for tier in network_tiers(found)}  # fmt: skip
+    return {"derived": {"accelerators": found.accelerator_count, "bisection_bandwidth": bisection(found), **tiers}}
 
 
 @app.command("scenario")
@@ -112,12 +133,13 @@ def _shape(part: Any) -> str:
 
 
 def _sourced(found: Any) -> list[dict[str, Any]]:
-    """One row per value of an accelerator or node, the accelerator of a node included, with its source beside it."""
+    """One row per value with its source beside it, of what a cluster or node consists of too."""
     facts = {path: fact.model_dump() for path, fact in found.sources.items()}
-    values = found.model_dump(mode="json", exclude={"sources": True, "accelerator": True})
+    values = found.model_dump(mode="json", exclude={"sources", "accelerator", "node"})
     rows = [{"field": key, "value": value, **facts.get(key, {})} for key, value in _flatten(values).items()]
-    if hasattr(found, "accelerator"):
-        rows += [{**row, "field": f"accelerator.{row['field']}"} for row in _sourced(found.accelerator)]
+    for part in ("node", "accelerator"):
+        if hasattr(found, part):
+            rows += [{**row, "field": f"{part}.{row['field']}"} for row in _sourced(getattr(found, part))]
     return rows
 
 

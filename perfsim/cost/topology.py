@@ -122,7 +122,8 @@ def network_tiers(cluster: Cluster) -> tuple[Tier, ...]:
     if isinstance(network, Torus) or node.nics is None:
         return ()
     nodes = nodes_per_tier(network, cards=node.nics.count)
-    share = node.nics.count * node.nics.bandwidth / node.accelerator_count
+    # A card is reached over the host link: an 800 Gbit/s card behind PCIe 4.0 is no faster than its slot.
+    share = min(node.nics.count * node.nics.bandwidth / node.accelerator_count, node.host_link.bandwidth)
     if isinstance(network, FatTree):
         names, switches = ("leaf", "spine", "core"), (1, 3, 5)
         rates = (share, share * _uplinks(network), share * _uplinks(network))

@@ -14,25 +14,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from perfsim.errors import InputError, nearest
-from perfsim.spec.hardware_yaml import is_node_file, load_accelerator, load_node, usual_node
+from perfsim.spec.hardware_yaml import (
+    is_cluster_file,
+    is_node_file,
+    load_accelerator,
+    load_cluster,
+    load_link,
+    load_node,
+    load_storage,
+    usual_node,
+)
 from perfsim.spec.problems import shorten
 from perfsim.spec.yaml import load_yaml
 
 if TYPE_CHECKING:
+    from perfsim.spec.cluster import Cluster
     from perfsim.spec.hardware import Accelerator, Node
     from perfsim.spec.model import ModelArch
+    from perfsim.spec.parts import LinkType, Storage
 
-Kind = Literal["model", "accelerator", "node", "trace"]
+Kind = Literal["model", "accelerator", "node", "cluster", "link", "storage", "trace"]
 AliasSection = Literal["models", "traces", "hardware"]
 _FOLDERS: dict[Kind, str] = {
     "model": "workloads/models", "accelerator": "hardware/accelerators", "node": "hardware/nodes",
+    "cluster": "hardware/clusters", "link": "hardware/links", "storage": "hardware/storage",
     "trace": "workloads/traces",
 }  # fmt: skip
 _ALIAS_SECTION: dict[Kind, AliasSection] = {
-    "model": "models", "accelerator": "hardware", "node": "hardware", "trace": "traces",
+    "model": "models", "accelerator": "hardware", "node": "hardware", "cluster": "hardware", "link": "hardware",
+    "storage": "hardware", "trace": "traces",
 }  # fmt: skip
 _SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "model": (".json",), "accelerator": (".yaml",), "node": (".yaml",), "trace": (".parquet", ".csv", ".jsonl"),
+    "model": (".json",), "accelerator": (".yaml",), "node": (".yaml",), "cluster": (".yaml",), "link": (".yaml",),
+    "storage": (".yaml",), "trace": (".parquet", ".csv", ".jsonl"),
 }  # fmt: skip
 
 
@@ -67,8 +81,8 @@ def list_models() -> list[str]:
 
 
 def list_hardware() -> list[str]:
-    """The names of all known accelerators and nodes, sorted."""
-    return sorted([*_files("accelerator"), *_files("node")])
+    """The names of all known accelerators, nodes and clusters, sorted: what a scenario's `hardware` may name."""
+    return sorted([*_files("accelerator"), *_files("node"), *_files("cluster")])
 
 
 def list_accelerators() -> list[str]:
@@ -79,6 +93,21 @@ def list_accelerators() -> list[str]:
 def list_nodes() -> list[str]:
     """The names of all known nodes, sorted."""
     return sorted(_files("node"))
+
+
+def list_clusters() -> list[str]:
+    """The names of all known clusters, sorted."""
+    return sorted(_files("cluster"))
+
+
+def list_links() -> list[str]:
+    """The names of all known kinds of links, sorted."""
+    return sorted(_files("link"))
+
+
+def list_storage() -> list[str]:
+    """The names of all known kinds of stores, sorted."""
+    return sorted(_files("storage"))
 
 
 def list_traces() -> list[str]:
@@ -129,11 +158,37 @@ def node(name_or_path: str | Path) -> Node:
     candidates = _names("node")
     if name.lower() in candidates:
         return load_node(candidates[name.lower()].path, accelerator=accelerator)
-    found = _find("accelerator", name, also=candidates)
+    found = _find("accelerator", name, also={**candidates, **_names("cluster")})
     usual = usual_node(found.path)
     if usual is None:
         raise InputError(f"accelerator '{found.stem}' names no usual_node; name a node: {_some(list_nodes())}")
     return load_node(_find("node", usual).path, accelerator=accelerator)
+
+
+def cluster(name_or_path: str | Path) -> Cluster:
+    """The cluster of this name, or the one that a `.yaml` file describes; InputError when there is none."""
+    name = str(name_or_path)
+    path = Path(name) if name.lower().endswith((".yaml", ".yml")) else _find("cluster", name).path
+    return load_cluster(path, node=node)
+
+
+def machine(name_or_path: str | Path) -> Node | Cluster:
+    """The cluster or node of this name or path, or the usual node of an accelerator; InputError when there is none."""
+    name = str(name_or_path)
+    is_file = name.lower().endswith((".yaml", ".yml"))
+    if is_cluster_file(name) if is_file else name.strip().lower() in _names("cluster"):
+        return cluster(name)
+    return node(name)
+
+
+def link(name: str) -> LinkType:
+    """The kind of link of this name; InputError, with the nearest name, when there is none."""
+    return load_link(_find("link", name).path)
+
+
+def storage(name: str) -> Storage:
+    """The kind of store of this name; InputError, with the nearest name, when there is none."""
+    return load_storage(_find("storage", name).path)
 
 
 def trace_path(name_or_path: str | Path) -> Path:

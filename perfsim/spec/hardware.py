@@ -47,6 +47,7 @@ class Link(Spec):
     topology: Literal["switched", "mesh", "torus", "host"]
     dimensions: int = Field(default=0, ge=0, le=6)
     in_switch_reduction: bool = False
+    switches: int | None = Field(default=None, gt=0, description="switch chips that join one node")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -122,7 +123,8 @@ class Node(Spec):
     """One scale-up domain: `accelerator_count` equal GPUs, the link among them, the host around them.
 
     Usually that is a server; a rack whose switches join all its GPUs, as an NVL72, is one node too. `host_power` is
-    what the node draws beyond its GPUs (CPU, DRAM, NIC, fans) while it is on; `max_power` is its nameplate.
+    what the node draws beyond its GPUs (CPU, DRAM, NIC, fans) while it is on; `max_power` is its nameplate;
+    `measured` holds published bandwidths that nothing computes with.
     """
 
     name: str
@@ -137,4 +139,5 @@ class Node(Spec):
     cpu: HostCpu | None = None
     drives: Drives | None = None
     max_power: Watts | None = None
+    measured: dict[str, Bandwidth] = Field(default_factory=dict)
     sources: dict[str, Fact] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Reads accelerator and node descriptors, in which every value stands beside its source.
+"""Reads descriptors of accelerators, nodes, clusters, links and stores, in which every value stands beside its source.
 
 A value is written `{value: 3350 GB/s, source: infsim, verified: false, note: ...}`; names and kinds are bare. `source`
 is a reference in full or a short name that the file's `refs` spells out. The reader splits such facts into the numeric
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from perfsim.errors import InputError, nearest
+from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Accelerator, Fact, Node
+from perfsim.spec.parts import LinkType, Storage
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
@@ -48,9 +50,37 @@ def load_node(path: str | Path, *, accelerator: Callable[[str], Accelerator]) ->
     return validated(Node, _with_sources(content, where=str(path)), where=str(path))
 
 
+def load_cluster(path: str | Path, *, node: Callable[[str], Node]) -> Cluster:
+    """The cluster that a YAML file describes; `node` resolves the name in its `node` key.
+
+    Raises InputError naming file and key when the file is malformed or its node is unknown.
+    """
+    content = load_yaml(path)
+    name = content.get("node")
+    if not isinstance(name, str):
+        raise InputError(f"{path}: node: expected the name of a node, got {name!r}")
+    content["node"] = node(name)
+    return validated(Cluster, _with_sources(content, where=str(path)), where=str(path))
+
+
+def load_link(path: str | Path) -> LinkType:
+    """The kind of link that a YAML file describes; InputError naming file and key when it is malformed."""
+    return validated(LinkType, _with_sources(load_yaml(path), where=str(path)), where=str(path))
+
+
+def load_storage(path: str | Path) -> Storage:
+    """The kind of store that a YAML file describes; InputError naming file and key when it is malformed."""
+    return validated(Storage, _with_sources(load_yaml(path), where=str(path)), where=str(path))
+
+
 def is_node_file(path: str | Path) -> bool:
-    """Whether a hardware YAML file describes a node rather than an accelerator: only nodes name an accelerator."""
+    """Whether a hardware YAML file describes a node: only nodes name an accelerator."""
     return "accelerator" in load_yaml(path)
+
+
+def is_cluster_file(path: str | Path) -> bool:
+    """Whether a hardware YAML file describes a cluster: only clusters name a node."""
+    return "node" in load_yaml(path)
 
 
 def _with_sources(content: Mapping[str, Any], *, where: str) -> dict[str, Any]:
