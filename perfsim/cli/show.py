@@ -21,7 +21,7 @@ app = typer.Typer(help="Show a model, a piece of hardware or a resolved scenario
 
 # What a number means follows from the end of its field's name; the first match wins.
 _UNITS = (
-    ("peak_flops", "FLOP/s"), ("measured", "bytes/s"), ("per_connection", "bytes/s"),
+    ("bytes_per_sequence", "bytes"), ("peak_flops", "FLOP/s"), ("measured", "bytes/s"), ("per_connection", "bytes/s"),
     ("bandwidth", "bytes/s"), ("capacity", "bytes"), ("bytes", "bytes"), ("latency", "s"),
     ("clock", "Hz"), ("power", "W"), ("tdp", "W"), ("price_per_hour", "USD"),
 )  # fmt: skip
@@ -34,17 +34,19 @@ def model(name: Annotated[str, typer.Argument(help="Name, Hugging Face id or pat
                                               show_default=False)],
           output: FormatOption = Format.table) -> None:  # fmt: skip
     """Show a model's shape, parameters and KV-cache footprint."""
-    from perfsim.ops.params import active_params, kv_bytes_per_token, mtp_params, total_params, weight_bytes
+    from perfsim.ops import params
     from perfsim.spec import catalog
 
     arch = catalog.model(name)
     facts: dict[str, Any] = {
         "name": arch.name, "hf_id": arch.hf_id, "architecture": arch.architecture,
-        "total_params": total_params(arch), "active_params": active_params(arch), "mtp_params": mtp_params(arch),
-        "kv_bytes_per_token": kv_bytes_per_token(arch), "weight_bytes": weight_bytes(arch),
+        "total_params": params.total_params(arch), "active_params": params.active_params(arch),
+        "vision_params": params.vision_params(arch), "mtp_params": params.mtp_params(arch),
+        "kv_bytes_per_token": params.kv_bytes_per_token(arch),
+        "state_bytes_per_sequence": params.state_bytes_per_sequence(arch), "weight_bytes": params.weight_bytes(arch),
         "num_hidden_layers": arch.num_hidden_layers, "hidden_size": arch.hidden_size, "vocab_size": arch.vocab_size,
         "max_position_embeddings": arch.max_position_embeddings, "dtype": arch.dtype,
-        "linear_dtype": arch.linear_dtype, "expert_dtype": arch.expert_dtype,
+        "attention_dtype": arch.attention_weights, "linear_dtype": arch.linear_dtype, "expert_dtype": arch.expert_dtype,
         "tie_word_embeddings": arch.tie_word_embeddings,
     }  # fmt: skip
     if output is Format.json:
@@ -128,7 +130,9 @@ def scenario(flags: ScenarioFlags, output: FormatOption = Format.table) -> None:
 
 
 def _shape(part: Any) -> str:
-    values = part.model_dump(exclude={"kind"}, exclude_none=True)
+    if part is None:
+        return "none"
+    values = _flatten(part.model_dump(exclude={"kind"}, exclude_none=True))
     return f"{part.kind} " + ", ".join(f"{key} {value}" for key, value in values.items() if value is not False)
 
 

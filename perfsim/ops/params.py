@@ -1,72 +1,83 @@
-"""Closed-form counts of what a model holds: parameters, weight bytes and KV-cache bytes, whole and per GPU.
+"""Closed-form counts of what a model holds: parameters, weight bytes and cached bytes, whole and per GPU.
 
 Every count is a sum over the layer groups of a ModelArch and exact, norms and biases included. Tensor parallelism
 follows Megatron (arXiv:1909.08053, section 3) as vLLM applies it: columns of Q, K, V, gate and up and rows of output
-and down are divided, embedding and head are divided by vocabulary; norms, routers, row-parallel biases and the
-down-projections of multi-head latent attention are held by every GPU; K and V heads are copied when there are fewer
-than GPUs.
+and down are divided, embedding and head are divided by vocabulary; norms, routers, row-parallel biases, vision towers,
+sparse indexers, latent projections of experts and the down-projections of multi-head latent attention are held by
+every GPU; K and V heads (and Mamba-2's groups) are copied when there are fewer than GPUs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from perfsim.errors import InfeasibleError
+from perfsim.ops.param_counts import Parameters, expert_count, kv_heads, layer_count, norm_size
 from perfsim.spec.model import (
     ACTIVATION_BYTES,
     WEIGHT_BYTES,
+    CompressedAttention,
     DenseMLP,
     GroupedQueryAttention,
     LayerGroup,
+    LinearAttention,
+    Mamba2,
     MixtureOfExperts,
     ModelArch,
     MultiHeadLatentAttention,
+    SparseIndexer,
 )
 
-
-class Parameters(NamedTuple):
-    """Parameter counts by how they are stored: `linear_dtype`, `expert_dtype`, or the activation dtype for the rest."""
-
-    linear: int
-    expert: int
-    other: int
-
-    def plus(self, more: Parameters) -> Parameters:
-        """The sum of two counts, class by class."""
-        return Parameters(self.linear + more.linear, self.expert + more.expert, self.other + more.other)
+__all__ = [
+    "Parameters", "active_params", "check_tensor_parallel", "kv_bytes_per_token", "kv_bytes_per_token_per_gpu",
+    "kv_bytes_per_token_per_layer", "kv_growth_per_layer", "mtp_params", "state_bytes_per_layer",
+    "state_bytes_per_sequence", "text_params", "total_params", "vision_params", "weight_bytes", "weight_bytes_per_gpu",
+]  # fmt: skip
 
 
 def total_params(model: ModelArch) -> int:
-    """All parameters of the main model: embedding, layers, final norm, head (once if tied), no prediction layers."""
-    return sum(_main(model, tp=1))
+    """All parameters of the main model: embedding, layers, final norm, head (once if tied) and the vision tower, no
+    prediction layers."""
+    return text_params(model) + vision_params(model)
+
+
+def text_params(model: ModelArch) -> int:
+    """As `total_params`, without the vision tower."""
+    return sum(_text(model, tp=1))
+
+
+def vision_params(model: ModelArch) -> int:
+    """Parameters of the vision tower and its projector; 0 without one."""
+    return model.vision.params if model.vision is not None else 0
 
 
 def mtp_params(model: ModelArch) -> int:
-    """Parameters of the multi-token-prediction layers beyond what they share with the main model.
+    """Parameters of the multi-token-prediction modules beyond what they share with the main model.
 
-    Each is one more layer of the last kind, a projection of 2h to h and three norms (DeepSeek-V3, arXiv:2412.19437,
-    2.2); embedding and head are those of the main model.
+    Each has its own layers (one more of the last kind unless `mtp_layers` says otherwise), a projection of 2h to h and
+    three norms (DeepSeek-V3, arXiv:2412.19437, 2.2); embedding and head are those of the main model. With residual
+    streams (DeepSeek-V4) also a mixer before the head.
     """
-    hidden = model.hidden_size
-    layer = sum(_layer(model, model.layers[-1], tp=1))
-    return model.num_nextn_predict_layers * (layer + 2 * hidden * hidden + 3 * _norm(model))
+    hidden, groups = model.hidden_size, model.mtp_layers or (model.layers[-1].model_copy(update={"count": 1}),)
+    layers = sum(group.count * sum(layer_count(model, group, tp=1)) for group in groups)
+    module = layers + 2 * hidden * hidden + 3 * norm_size(model) + _stream_head(model)
+    return model.num_nextn_predict_layers * module
 
 
 def active_params(model: ModelArch) -> int:
-    """Parameters that one token uses: all of a dense model; of a mixture of experts, all but the experts it does not
-    visit and the input embedding (a lookup, unless it is tied to the head) and prediction layers.
+    """Parameters that one text token uses: all of a dense language model; of a mixture of experts, all but the experts
+    it does not visit and the input embedding (a lookup, unless it is tied to the head). No vision tower, no prediction
+    layers.
     """
     groups = [(group, group.mlp) for group in model.layers if isinstance(group.mlp, MixtureOfExperts)]
     if not groups:
-        return total_params(model)
-    idle = sum(g.count * (mlp.num_experts - mlp.num_experts_per_tok) * _expert(model, mlp, tp=1) for g, mlp in groups)
+        return text_params(model)
+    idle = sum(g.count * (mlp.num_experts - mlp.num_experts_per_tok) * expert_count(model, mlp) for g, mlp in groups)
     lookup = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
-    return total_params(model) - idle - lookup
+    return text_params(model) - idle - lookup
 
 
 def weight_bytes(model: ModelArch) -> float:
-    """Bytes of the main model's weights as stored, scales of quantised formats included."""
-    return _bytes(model, _main(model, tp=1))
+    """Bytes of the main model's weights as stored, scales of quantised formats and the vision tower included."""
+    return _bytes(model, tp=1)
 
 
 def weight_bytes_per_gpu(model: ModelArch, *, tp: int) -> float:
@@ -75,54 +86,105 @@ def weight_bytes_per_gpu(model: ModelArch, *, tp: int) -> float:
     Raises InfeasibleError when heads or widths cannot be divided by `tp`.
     """
     check_tensor_parallel(model, tp=tp)
-    return _bytes(model, _main(model, tp=tp))
+    return _bytes(model, tp=tp)
 
 
-def kv_bytes_per_token(model: ModelArch) -> int:
+def kv_bytes_per_token(model: ModelArch) -> float:
     """KV-cache bytes that one more token of context costs one sequence: all layers, TP 1, in the activation dtype.
 
-    A layer with a sliding window holds a bounded state and does not count.
+    A layer with a window or a chunk holds a bounded cache and a recurrent one a fixed state: they do not count. Keys of
+    sparse indexers do; compressed attention (DeepSeek-V4) counts its summaries, a fraction of an entry per token.
     """
     return kv_bytes_per_token_per_gpu(model, tp=1)
 
 
-def kv_bytes_per_token_per_gpu(model: ModelArch, *, tp: int) -> int:
+def kv_bytes_per_token_per_gpu(model: ModelArch, *, tp: int) -> float:
     """As `kv_bytes_per_token`, on each of `tp` GPUs: K/V heads are divided, one at least; an MLA latent is copied.
 
     Raises InfeasibleError when heads or widths cannot be divided by `tp`.
     """
     check_tensor_parallel(model, tp=tp)
-    growing = (group for group in model.layers if group.attention.window is None)
-    return sum(group.count * kv_bytes_per_token_per_layer(model, group, tp=tp) for group in growing)
+    return sum(group.count * kv_growth_per_layer(model, group, tp=tp) for group in model.layers)
+
+
+def kv_growth_per_layer(model: ModelArch, group: LayerGroup, *, tp: int) -> float:
+    """Cached bytes that one more token of context costs in one layer of `group` on one of `tp` GPUs; 0 if bounded."""
+    reach = group.reach
+    if reach is None or not reach.grows:
+        return 0
+    entry = kv_bytes_per_token_per_layer(model, group, tp=tp)
+    if not isinstance(group.attention, CompressedAttention):
+        return entry
+    keys = _index_key_bytes(model, group.attention.indexer)
+    whole, rest = divmod(entry + keys, reach.compress_ratio)
+    return whole + rest / reach.compress_ratio if rest else whole
 
 
 def kv_bytes_per_token_per_layer(model: ModelArch, group: LayerGroup, *, tp: int) -> int:
-    """KV-cache bytes of one token in one layer of `group` on one of `tp` GPUs, windowed or not."""
-    attention = group.attention
+    """Cached bytes of one raw token in one layer of `group` on one of `tp` GPUs, windowed or not; 0 if it caches none.
+
+    Compressed attention keeps such entries for its window and as large ones, plus an indexer key, as summaries.
+    """
+    attention, act = group.attention, ACTIVATION_BYTES[model.dtype]
     if isinstance(attention, MultiHeadLatentAttention):
-        entry = attention.kv_lora_rank + attention.qk_rope_head_dim
-    else:
-        entry = 2 * _kv_heads(attention, tp=tp) * attention.head_dim
-    return entry * ACTIVATION_BYTES[model.dtype]
+        latent = attention.kv_lora_rank + attention.qk_rope_head_dim
+        return latent * act + _index_key_bytes(model, attention.indexer)
+    if isinstance(attention, GroupedQueryAttention):
+        entry = kv_heads(attention, tp=tp) * (attention.head_dim + attention.value_dim)
+        return entry * act + _index_key_bytes(model, attention.indexer)
+    return attention.head_dim * act if isinstance(attention, CompressedAttention) else 0
+
+
+def state_bytes_per_sequence(model: ModelArch, *, tp: int = 1) -> int:
+    """Bytes of recurrent and convolution states that one sequence holds on each of `tp` GPUs, however long it is."""
+    return sum(group.count * state_bytes_per_layer(model, group, tp=tp) for group in model.layers)
+
+
+def state_bytes_per_layer(model: ModelArch, group: LayerGroup, *, tp: int) -> int:
+    """As `state_bytes_per_sequence`, of one layer of `group`: heads are divided among the GPUs."""
+    attention, state = group.attention, group.state
+    if state is None or not isinstance(attention, LinearAttention | Mamba2):
+        return 0
+    recurrent = state.recurrent // tp * ACTIVATION_BYTES[attention.state_dtype]
+    width = attention.conv_width // tp
+    if isinstance(attention, Mamba2):
+        width = (attention.inner_width + 2 * max(tp, attention.n_groups) * attention.state_size) // tp
+    return recurrent + width * (attention.conv_kernel - 1) * ACTIVATION_BYTES[model.dtype]
 
 
 def check_tensor_parallel(model: ModelArch, *, tp: int) -> None:
     """Raises InfeasibleError when `tp` does not divide what vLLM must divide: heads, K/V heads, MLP widths."""
     for group in model.layers:
-        attention, mlp = group.attention, group.mlp
-        sizes = {"num_attention_heads": attention.num_attention_heads}
+        attention = group.attention
         if isinstance(attention, GroupedQueryAttention):
-            kv_heads = attention.num_key_value_heads
-            if kv_heads % tp and tp % kv_heads:
-                raise _indivisible(model, "num_key_value_heads", kv_heads, tp)
-        if isinstance(mlp, DenseMLP):
-            sizes["intermediate_size"] = mlp.intermediate_size
-        else:
-            sizes["moe_intermediate_size"] = mlp.moe_intermediate_size
-            sizes["shared_intermediate_size"] = mlp.shared_intermediate_size
-        for name, size in sizes.items():
+            heads = attention.num_key_value_heads
+            if heads % tp and tp % heads:
+                raise _indivisible(model, "num_key_value_heads", heads, tp)
+        if isinstance(attention, Mamba2) and attention.n_groups % tp and tp % attention.n_groups:
+            raise _indivisible(model, "n_groups", attention.n_groups, tp)
+        for name, size in _divided(group).items():
             if size % tp:
                 raise _indivisible(model, name, size, tp)
+
+
+def _divided(group: LayerGroup) -> dict[str, int]:
+    """What tensor parallelism divides without a rest, by the name it has in messages."""
+    attention, mlp = group.attention, group.mlp
+    sizes: dict[str, int] = {}
+    if isinstance(attention, LinearAttention):
+        sizes |= {"linear_num_key_heads": attention.num_key_heads, "linear_num_value_heads": attention.num_value_heads}
+    elif isinstance(attention, Mamba2):
+        sizes["mamba_num_heads"] = attention.num_heads
+    elif attention is not None:
+        sizes["num_attention_heads"] = attention.num_attention_heads
+    if isinstance(attention, CompressedAttention):
+        sizes["o_groups"] = attention.o_groups
+    if isinstance(mlp, DenseMLP):
+        sizes["intermediate_size"] = mlp.intermediate_size
+    elif mlp is not None:
+        sizes["moe_intermediate_size"] = mlp.moe_intermediate_size
+        sizes["shared_intermediate_size"] = mlp.shared_intermediate_size
+    return sizes
 
 
 def _indivisible(model: ModelArch, name: str, size: int, tp: int) -> InfeasibleError:
@@ -130,92 +192,37 @@ def _indivisible(model: ModelArch, name: str, size: int, tp: int) -> InfeasibleE
     return InfeasibleError(message, binding="tensor_parallel_size")
 
 
-def _bytes(model: ModelArch, count: Parameters) -> float:
+def _index_key_bytes(model: ModelArch, indexer: SparseIndexer | None) -> int:
+    """One cached indexer key; in fp8 with one fp32 scale per 128 elements (vLLM's DeepseekV32IndexerCache)."""
+    if indexer is None or indexer.shared:
+        return 0
+    if not indexer.fp8_keys:
+        return indexer.head_dim * ACTIVATION_BYTES[model.dtype]
+    return indexer.head_dim + indexer.head_dim // 128 * 4
+
+
+def _bytes(model: ModelArch, *, tp: int) -> float:
+    count = _text(model, tp=tp)
     return (
-        count.linear * WEIGHT_BYTES[model.linear_dtype]
+        count.attention * WEIGHT_BYTES[model.attention_weights]
+        + count.linear * WEIGHT_BYTES[model.linear_dtype]
         + count.expert * WEIGHT_BYTES[model.expert_dtype]
-        + count.other * WEIGHT_BYTES[model.dtype]
+        + (count.other + vision_params(model)) * WEIGHT_BYTES[model.dtype]
     )
 
 
-def _main(model: ModelArch, *, tp: int) -> Parameters:
+def _text(model: ModelArch, *, tp: int) -> Parameters:
     rows = -(-model.vocab_size // tp)
     tables = 1 if model.tie_word_embeddings else 2
-    head_bias = rows if model.lm_head_bias else 0
-    count = Parameters(0, 0, tables * rows * model.hidden_size + head_bias + _norm(model))
+    other = tables * rows * model.hidden_size + (rows if model.lm_head_bias else 0)
+    other += model.learned_positions * model.hidden_size + norm_size(model) + _stream_head(model) + model.other_params
+    count = Parameters(0, 0, 0, other)
     for group in model.layers:
-        layer = _layer(model, group, tp=tp)
-        count = count.plus(Parameters(*(group.count * part for part in layer)))
+        count = count.plus(layer_count(model, group, tp=tp).times(group.count))
     return count
 
 
-def _norm(model: ModelArch) -> int:
-    return model.hidden_size * (2 if model.norm_bias else 1)
-
-
-def _layer(model: ModelArch, group: LayerGroup, *, tp: int) -> Parameters:
-    """One layer: attention, MLP and the two norms before them."""
-    if isinstance(group.attention, GroupedQueryAttention):
-        attention = _gqa(model, group.attention, tp=tp)
-    else:
-        attention = _mla(model, group.attention, tp=tp)
-    mlp = _dense(model, group.mlp, tp=tp) if isinstance(group.mlp, DenseMLP) else _moe(model, group.mlp, tp=tp)
-    return attention.plus(mlp).plus(Parameters(0, 0, 2 * _norm(model)))
-
-
-def _kv_heads(attention: GroupedQueryAttention, *, tp: int) -> int:
-    return max(1, attention.num_key_value_heads // tp)
-
-
-def _gqa(model: ModelArch, attention: GroupedQueryAttention, *, tp: int) -> Parameters:
-    hidden, dim, heads = model.hidden_size, attention.head_dim, attention.num_attention_heads // tp
-    columns = (heads + 2 * _kv_heads(attention, tp=tp)) * dim
-    other = 0
-    if attention.qkv_bias:
-        other += columns
-    if attention.output_bias:
-        other += hidden
-    if attention.qk_norm:
-        other += 2 * dim
-    if attention.sinks:
-        other += heads
-    return Parameters(hidden * columns + heads * dim * hidden, 0, other)
-
-
-def _mla(model: ModelArch, attention: MultiHeadLatentAttention, *, tp: int) -> Parameters:
-    """DeepSeek-V2, arXiv:2405.04434, 2.1.2 and appendix C: low-rank Q (if any) and joint K/V, each with its norm."""
-    hidden, heads = model.hidden_size, attention.num_attention_heads // tp
-    latent, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
-    query = heads * (attention.qk_nope_head_dim + rope)
-    expand = latent * heads * (attention.qk_nope_head_dim + attention.v_head_dim)
-    linear = hidden * (latent + rope) + expand + heads * attention.v_head_dim * hidden
-    if attention.q_lora_rank is None:
-        return Parameters(linear + hidden * query, 0, latent)
-    return Parameters(linear + attention.q_lora_rank * (hidden + query), 0, latent + attention.q_lora_rank)
-
-
-def _dense(model: ModelArch, mlp: DenseMLP, *, tp: int) -> Parameters:
-    width, matrices = mlp.intermediate_size // tp, 3 if mlp.gated else 2
-    bias = (matrices - 1) * width + model.hidden_size if mlp.bias else 0
-    return Parameters(matrices * width * model.hidden_size, 0, bias)
-
-
-def _moe(model: ModelArch, mlp: MixtureOfExperts, *, tp: int) -> Parameters:
-    hidden, matrices = model.hidden_size, 3 if mlp.gated else 2
-    width = mlp.moe_intermediate_size // tp
-    other = hidden * mlp.num_experts
-    if mlp.router_bias:
-        other += mlp.num_experts
-    if mlp.shared_expert_gate:
-        other += hidden
-    if mlp.bias:
-        other += mlp.num_experts * ((matrices - 1) * width + hidden)
-    shared = matrices * hidden * (mlp.shared_intermediate_size // tp)
-    return Parameters(shared, mlp.num_experts * matrices * hidden * width, other)
-
-
-def _expert(model: ModelArch, mlp: MixtureOfExperts, *, tp: int) -> int:
-    """Parameters of one routed expert, biases included."""
-    matrices, width = 3 if mlp.gated else 2, mlp.moe_intermediate_size // tp
-    bias = (matrices - 1) * width + model.hidden_size if mlp.bias else 0
-    return matrices * model.hidden_size * width + bias
+def _stream_head(model: ModelArch) -> int:
+    """The mixer of residual streams before the head: a number per pair of streams and hidden unit, biases, a scale."""
+    streams = model.hyper_connections
+    return streams * streams * model.hidden_size + streams + 1 if streams else 0

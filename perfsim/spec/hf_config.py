@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from perfsim.errors import InputError, nearest
 from perfsim.spec.problems import shorten
@@ -25,11 +25,8 @@ def read_config(path: str | Path) -> Config:
     """
     text = read_text(path, what="model file", max_bytes=MAX_CONFIG_BYTES)
 
-    def refuse(constant: str) -> NoReturn:
-        raise InputError(f"{path}: expected finite numbers, got {constant}")
-
     try:
-        content = json.loads(text, parse_constant=refuse)
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: line {error.lineno}: not valid JSON: {error.msg}") from None
     except RecursionError:
@@ -38,18 +35,34 @@ def read_config(path: str | Path) -> Config:
         raise InputError(f"{path}: not valid JSON: {str(error)[:80]}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object with the keys of a config.json, got {_show(content)}")
+    # Lists may hold an open end, as Mamba's `time_step_limit: [0.0, Infinity]` does; a value that is one is a mistake.
+    for value in content.values():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{path}: expected finite numbers, got {json.dumps(value)}")
     return Config(content, where=str(path))
 
 
 class Config:
-    """Read access to one config; `where` (a file name) starts every error message."""
+    """Read access to one config; `where` (a file name) starts every error message.
 
-    def __init__(self, content: Mapping[str, Any], *, where: str) -> None:
+    `names` are other keys under which this config keeps a value, by the key that is asked for (GPT-2 says `n_embd`).
+    """
+
+    def __init__(self, content: Mapping[str, Any], *, where: str, names: Mapping[str, str] | None = None) -> None:
         self._content = content
         self.where = where
+        self._names = names or {}
 
     def __contains__(self, key: str) -> bool:
-        return self._content.get(key) is not None
+        return self._content.get(self._key(key)) is not None
+
+    def renamed(self, names: Mapping[str, str]) -> Config:
+        """The same config, with `names` for keys that it spells in its own way."""
+        return Config(self._content, where=self.where, names=names)
+
+    def with_value(self, key: str, value: str) -> Config:
+        """The same config with `value` at `key`."""
+        return Config({**self._content, key: value}, where=self.where, names=self._names)
 
     def integer(self, key: str, *, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
         """A whole number in [minimum, maximum]; without `default` the key is required."""
@@ -64,6 +77,13 @@ class Config:
     def optional_integer(self, key: str) -> int | None:
         """A positive whole number, or None when the key is absent or null."""
         return self.integer(key) if key in self else None
+
+    def number(self, key: str) -> float:
+        """A positive finite number."""
+        value = self._get(key, None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_INTEGER:
+            raise self.error(key, f"expected a positive number, got {_show(value)}")
+        return float(value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         """True or false."""
@@ -88,12 +108,19 @@ class Config:
 
     def section(self, key: str) -> Config | None:
         """A nested object, or None when the key is absent or null."""
-        value = self._content.get(key)
+        value = self._content.get(self._key(key))
         if value is None:
             return None
         if not isinstance(value, dict):
             raise self.error(key, f"expected an object, got {_show(value)}")
         return Config(value, where=f"{self.where}: {key}")
+
+    def section_list(self, key: str) -> list[Config]:
+        """A list of objects, empty when the key is absent or null."""
+        value = self._get(key, [])
+        if not isinstance(value, list) or any(not isinstance(entry, dict) for entry in value):
+            raise self.error(key, f"expected a list of objects, got {_show(value)}")
+        return [Config(entry, where=f"{self.where}: {key}.{index}") for index, entry in enumerate(value)]
 
     def sections(self) -> list[Config]:
         """All values, each of which must be an object."""
@@ -109,14 +136,18 @@ class Config:
 
     def error(self, key: str, message: str) -> InputError:
         """The error to raise about `key`."""
-        return InputError(f"{self.where}: {key}: {message}")
+        return InputError(f"{self.where}: {self._key(key)}: {message}")
+
+    def _key(self, key: str) -> str:
+        """The key under which the value of `key` stands: its other name, unless the config uses the plain one."""
+        return key if self._content.get(key) is not None else self._names.get(key, key)
 
     def _get(self, key: str, default: Any) -> Any:
-        value = self._content.get(key)
+        value = self._content.get(self._key(key))
         if value is not None:
             return value
         if default is None:
-            raise InputError(f"{self.where}: missing key '{key}'")
+            raise InputError(f"{self.where}: missing key '{self._key(key)}'")
         return default
 
 
