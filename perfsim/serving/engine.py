@@ -20,7 +20,6 @@ from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_in_order, schedule_together
-from perfsim.serving.timing import TIME_EPS
 from perfsim.serving.work import Work
 
 _NO_LIMIT = 1 << 62
@@ -42,36 +41,9 @@ class Engine(EngineFront):
         self.rejoining: list[Request] = []  # those of them that are not in the batch now
         self.late: list[Request] = []  # decodes that got none from the step before
         self.ended: list[Request] = []  # finished, blocks and slot not yet given back
-        self.work: Work | None = None  # the steps in flight; more than one can still be cut short
         self.batch = DecodeBatch(block_size=config.block_size, windows=windows)
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
         self.admissions = 0
-
-    def advance(self, until: float) -> None:
-        """Simulate every boundary before `until`; what is in flight then ends later, but can be cut short by events."""
-        self.until = until
-        while self.now < self.until - TIME_EPS:
-            self.complete()
-            if self.now >= self.until - TIME_EPS:
-                return  # a finish hook announced an arrival at this very boundary
-            work = self.plan()
-            if work is None:
-                self.now = float("inf")
-                return
-            if work.prefill:
-                work.first = self.steps.step_seconds(
-                    work.tokens, work.logits, self.batch.size, work.context, work.prefill, work.pairs, work.read
-                )
-            else:
-                run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count)
-                work.count, work.first, work.slope = run
-            self.now = work.end()
-
-    def drain(self) -> None:
-        """Run until nothing is left to do."""
-        self.advance(float("inf"))
-        if self.running or not self.idle:
-            raise RuntimeError("the engine stopped with work left: a scheduling bug")
 
     def fail(self, at: float) -> list[Request]:
         """Lose everything at the end of the step in flight at `at`; the requests that were here, as if unseen.
@@ -99,15 +71,15 @@ class Engine(EngineFront):
         self.blocked = False
         return lost
 
-    def wake(self, at: float) -> None:
-        """Something happens at `at` that the scheduler must see at the next boundary."""
-        work = self.work
-        if work is not None:
-            if work.count > 1:  # under async scheduling the batch of the step after this one is formed already
-                work.cut(at, ahead=1 if self.config.async_scheduling else 0)
-                self.now = work.end()
-        elif self.now == float("inf"):
-            self.now = at
+    def price(self, work: Work) -> None:
+        """Set the times of `work`, and end it where its steps no longer last affinely longer."""
+        if work.prefill:
+            work.first = self.steps.step_seconds(
+                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
+            )
+        else:
+            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count)
+            work.count, work.first, work.slope = run
 
     # --- one boundary -----------------------------------------------------------------------------------------------
 
@@ -236,7 +208,7 @@ class Engine(EngineFront):
         self.blocked = False
         waiting = len(self.waiting) + len(self.incoming)
         return Work(
-            self.now, 1, decodes + new, decodes + len(chunks), new, context, growth, pairs, read, waiting
+            self.now, 1, decodes + new, decodes + len(chunks), decodes, new, context, growth, pairs, read, waiting
         )  # fmt: skip
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -265,7 +237,7 @@ class Engine(EngineFront):
                 limit = batch.steps_with_blocks(kv.free, limit)
         context, growth = batch.attended()
         waiting, size = len(self.waiting) + len(self.incoming), batch.size
-        return Work(self.now, limit, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
+        return Work(self.now, limit, size, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
 
     def _close(self, work: Work) -> None:
         """The steps in flight have been executed: write the segment down and move the sums to its end."""
@@ -276,7 +248,7 @@ class Engine(EngineFront):
         self.recorder.segment((
             work.start, count, work.first, work.slope, work.tokens, work.logits, decodes, decodes - len(self.late),
             decodes + len(self.emitting), work.prefill, len(self.running), work.waiting, self.kv.total - self.kv.free,
-            *work.context, *work.growth, *work.pairs, *work.read,
+            work.group_tokens, *work.context, *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += count * work.tokens
         self.last_start = work.last_start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.timing import TIME_EPS
 from perfsim.serving.waiting import FcfsQueue, PriorityQueue, WaitingQueue
+from perfsim.serving.work import Work
 
 Hook = Callable[[Request, float], None]
 
@@ -39,7 +41,7 @@ class EngineConfig:
     prefill_only: bool = False
 
 
-class EngineFront:
+class EngineFront(ABC):
     """The part that both engines share; `submit` requests in order of time.
 
     Hooks, all called with a request and the time: `on_finish` when its last token is out or it is rejected,
@@ -58,12 +60,15 @@ class EngineFront:
         self.on_finish = on_finish
         self.on_handover: Hook | None = None
         self.on_reserve: Hook | None = None
+        self.on_wake: Callable[[float], None] | None = None  # a lock-step group keeps the clock of its ranks
         self.kv = KVCache(config.total_blocks, block_size=config.block_size, caching=config.prefix_caching)
         self.waiting: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()
         self.incoming: deque[Request] = deque()  # submitted, not yet seen by the scheduler
         self.notices: deque[tuple[float, Request]] = deque()  # K/V that have arrived or been fetched, not yet seen
         self.ready: deque[Request] = deque()  # their K/V have arrived, no slot yet
         self.abroad: dict[Request, None] = {}  # blocks set aside for K/V on their way in, or held on their way out
+        self.withdrawn: dict[Request, None] = {}  # their K/V will never come, not yet seen
+        self.work: Work | None = None  # the steps in flight; more than one can still be cut short
         self.now = float("inf")  # the next step boundary
         self.until = float("-inf")  # how far advance() may go; a hook may lower it
         self.last_start = float("-inf")  # when the step in flight began
@@ -109,14 +114,57 @@ class EngineFront:
         self.notices.append((at, request))
         self.wake(at)
 
+    def withdraw(self, request: Request, at: float) -> None:
+        """A prompt's K/V will never come from elsewhere: the scheduler drops the request when it next looks."""
+        self.withdrawn[request] = None
+        self.notify(request, at)
+
+    def advance(self, until: float) -> None:
+        """Simulate every boundary before `until`; what is in flight then ends later, but can be cut short by events."""
+        self.until = until
+        while self.now < self.until - TIME_EPS:
+            self.complete()
+            if self.now >= self.until - TIME_EPS:
+                return  # a hook announced an arrival at this very boundary
+            work = self.plan()
+            if work is None:
+                self.now = float("inf")
+                return
+            self.price(work)
+            self.now = work.end()
+
+    def drain(self) -> None:
+        """Run until nothing is left to do."""
+        self.advance(float("inf"))
+        if not self.idle:
+            raise RuntimeError("the engine stopped with work left: a scheduling bug")
+
+    @abstractmethod
+    def complete(self) -> None:
+        """Apply what the steps that end now have produced."""
+
+    @abstractmethod
+    def plan(self) -> Work | None:
+        """Choose the next step, or run of equal steps, still without times; None when there is nothing to run."""
+
+    @abstractmethod
+    def price(self, work: Work) -> None:
+        """Set the times of `work`, and end it where its steps no longer last affinely longer."""
+
     def next_event(self) -> float:
         """When something may happen that others can see: the end of the steps in flight; inf when there are none."""
         return self.now
 
     def wake(self, at: float) -> None:
         """Something happens at `at` that the scheduler must see at the next boundary."""
-        if self.now == float("inf"):
-            self.now = at
+        if self.on_wake is not None:
+            self.on_wake(at)
+        elif self.work is None:
+            if self.now == float("inf"):
+                self.now = at
+        elif self.work.count > 1:  # under async scheduling the batch of the step after this one is formed already
+            self.work.cut(at, ahead=1 if self.config.async_scheduling else 0)
+            self.now = self.work.end()
 
     def count(self, change: int, at: float) -> None:
         """`change` requests more are in the engine from `at` on."""
@@ -138,9 +186,14 @@ class EngineFront:
             self.waiting.push(request)
         while self.notices and self.notices[0][0] <= cutoff + TIME_EPS:
             _, request = self.notices.popleft()
+            if request in self.withdrawn:
+                self._drop(request)
+                seen = True
+                continue
             if self.abroad.pop(request, 0) == 0:
                 continue  # a failure came first
             if request.remote:
+                request.remote = False  # from now on it is like any other; a preemption computes its prompt again
                 self.ready.append(request)
             else:
                 self.give_back(request, request.computed)
@@ -183,6 +236,14 @@ class EngineFront:
         if self.on_finish is not None:
             self.on_finish(request, self.now)
 
+    def _drop(self, request: Request) -> None:
+        del self.withdrawn[request]
+        if self.abroad.pop(request, 0) is None:
+            self.give_back(request, request.computed)
+        else:
+            self.waiting.drop(request)
+        self._forget(request, request.last_token)
+
     def hand_over(self, request: Request) -> None:
         """A prefill-only engine has the first token: the request goes on elsewhere, its blocks wait to be fetched."""
         self.count(-1, self.now)
@@ -208,7 +269,7 @@ class EngineFront:
         for request in (*self.ready, *arriving, *self.incoming):
             lost.append(request)
             self._forget(request, request.last_token)
-        for queue in (self.ready, self.abroad, self.incoming, self.notices):
+        for queue in (self.ready, self.abroad, self.incoming, self.notices, self.withdrawn):
             queue.clear()
         self.kv = KVCache(
             self.config.total_blocks, block_size=self.config.block_size, caching=self.config.prefix_caching

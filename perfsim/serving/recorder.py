@@ -23,6 +23,7 @@ REQUEST_COLUMNS = (
 SEGMENT_COLUMNS = (
     "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences",
     "emitted", "prefill_tokens", "running", "waiting", "kv_blocks",
+    "group_tokens",
 )  # fmt: skip
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
 
@@ -67,7 +68,7 @@ class Recorder:
 
     def finish(self, request: Request) -> None:
         """A request whose last token is out."""
-        queued = request.received if request.remote else request.queued
+        queued = request.received if request.received >= 0.0 else request.queued
         self._requests.extend((
             request.index, request.arrival, queued, request.scheduled, request.first_token, request.finish,
             request.prompt, request.output, request.cached, request.preemptions,

@@ -11,7 +11,7 @@ from perfsim.ops.step import attended_pairs, context_read
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
-from perfsim.serving.timing import TIME_EPS
+from perfsim.serving.work import Work
 
 
 class StepwiseEngine(EngineFront):
@@ -26,34 +26,20 @@ class StepwiseEngine(EngineFront):
         self.batch: list[tuple[Request, int]] = []  # the step in flight: requests and their new tokens
         self.ended: list[Request] = []
 
-    def advance(self, until: float) -> None:
-        """As `Engine.advance`."""
-        self.until = until
-        while self.now < self.until - TIME_EPS:
-            self._finish_step()
-            if self.now >= self.until - TIME_EPS:
-                return
-            if not self._start_step():
-                self.now = float("inf")
-                return
-
-    def drain(self) -> None:
-        """As `Engine.drain`."""
-        self.advance(float("inf"))
-        if self.running or not self.idle:
-            raise RuntimeError("the engine stopped with work left: a scheduling bug")
-
     def fail(self, at: float) -> list[Request]:
         """As `Engine.fail`."""
         self.advance(at)
         if self.now == float("inf"):
             self.now = at
-        self._finish_step()
+        self.complete()
         lost = self.abandon([(request, request.last_token) for request in self.running if request not in self.ended])
         self.running, self.ended = [], []
         return lost
 
-    def _finish_step(self) -> None:
+    def complete(self) -> None:
+        """As `Engine.complete`."""
+        if self.work is not None:
+            self._close(self.work)
         for request, tokens in self.batch:
             request.computed += tokens
         for request, _ in self.batch:
@@ -76,7 +62,8 @@ class StepwiseEngine(EngineFront):
             self.ended.append(request)
             self.hand_over(request)
 
-    def _start_step(self) -> bool:
+    def plan(self) -> Work | None:
+        """As `Engine.plan`."""
         lagging = self.in_flight and self.config.async_scheduling
         self._see(self.last_start if lagging else self.now)
         if not lagging:
@@ -93,9 +80,14 @@ class StepwiseEngine(EngineFront):
         if lagging:
             self._give_back()
         self.in_flight = bool(batch)
-        if batch:
-            self._execute(batch)
-        return bool(batch)
+        self.work = self._work(batch) if batch else None
+        return self.work
+
+    def price(self, work: Work) -> None:
+        """The time of one step from the work of every sequence in it."""
+        work.first = self.steps.step_seconds(
+            work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
+        )
 
     def _see(self, cutoff: float) -> None:
         self.see(cutoff)
@@ -195,7 +187,7 @@ class StepwiseEngine(EngineFront):
         self.running.remove(request)
         self.waiting.push_preempted(request)
 
-    def _execute(self, batch: list[tuple[Request, int]]) -> None:
+    def _work(self, batch: list[tuple[Request, int]]) -> Work:
         decodes = [request for request, _ in batch if request.decoding]
         prefills = [(request, tokens) for request, tokens in batch if not request.decoding]
         new = sum(tokens for _, tokens in prefills)
@@ -206,19 +198,22 @@ class StepwiseEngine(EngineFront):
             growth.append(sum(request.computed + 1 < reach for request in decodes))
             pairs.append(sum(attended_pairs(tokens, request.computed, window) for request, tokens in prefills))
             read.append(sum(context_read(tokens, request.computed, window) for request, tokens in prefills))
-        tokens = len(decodes) + new
-        emitting = len(decodes) + sum(request.computed + chunk == request.target for request, chunk in prefills)
-        seconds = self.steps.step_seconds(
-            tokens, len(batch), len(decodes), tuple(context), new, tuple(pairs), tuple(read)
-        )
-        self.recorder.segment((
-            self.now, 1, seconds, 0.0, tokens, len(batch), len(decodes), 0, emitting, new, len(self.running),
-            len(self.waiting) + len(self.incoming), self.kv.total - self.kv.free, *context, *growth, *pairs, *read,
-        ))  # fmt: skip
-        self.scheduled_tokens += tokens
         self.batch = batch
-        self.last_start = self.now
-        self.now += seconds
+        return Work(
+            self.now, 1, len(decodes) + new, len(batch), len(decodes), new, tuple(context), tuple(growth),
+            tuple(pairs), tuple(read), len(self.waiting) + len(self.incoming),
+        )  # fmt: skip
+
+    def _close(self, work: Work) -> None:
+        emitting = sum(request.computed + tokens == request.target for request, tokens in self.batch)
+        self.recorder.segment((
+            work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, emitting, work.prefill,
+            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, *work.context,
+            *work.growth, *work.pairs, *work.read,
+        ))  # fmt: skip
+        self.scheduled_tokens += work.tokens
+        self.last_start = work.start
+        self.work = None
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from perfsim.serving.request import Request
 
@@ -17,6 +17,10 @@ class FcfsQueue(deque[Request]):
     def take(self) -> Request:
         return self.popleft()
 
+    def drop(self, request: Request) -> None:
+        """Take out a request that will not be served."""
+        self.remove(request)
+
     push = deque.append
     push_preempted = deque.appendleft
 
@@ -29,6 +33,11 @@ class PriorityQueue(list[tuple[int, float, int, Request]]):
 
     def take(self) -> Request:
         return heappop(self)[3]
+
+    def drop(self, request: Request) -> None:
+        """Take out a request that will not be served."""
+        self.remove((request.priority, request.queued, request.index, request))
+        heapify(self)
 
     def push(self, request: Request) -> None:
         heappush(self, (request.priority, request.queued, request.index, request))

@@ -11,28 +11,31 @@ class Work:
     """Steps in flight: step i of `count` lasts first + i * slope seconds; sums as in a segment of the recorder.
 
     The scheduler sets the sums and the most steps that nothing else can change (`count`); the clock, an engine's own or
-    that of a lock-step group, sets times. `waiting` requests were queued when it began.
+    that of a lock-step group, sets times. `waiting` requests were queued when it began; `group_tokens` are the new
+    tokens of all data-parallel ranks.
     """
 
     __slots__ = (
-        "context", "count", "first", "growth", "logits", "pairs", "prefill", "read", "slope", "start", "tokens",
-        "waiting",
+        "context", "count", "decodes", "first", "group_tokens", "growth", "logits", "pairs", "prefill",
+        "read", "slope", "start", "tokens", "waiting",
     )  # fmt: skip
 
     def __init__(
-        self, start: float, count: int, tokens: int, logits: int, prefill: int, context: Sums, growth: Sums,
-        pairs: Sums, read: Sums, waiting: int,
+        self, start: float, count: int, tokens: int, logits: int, decodes: int, prefill: int, context: Sums,
+        growth: Sums, pairs: Sums, read: Sums, waiting: int,
     ) -> None:  # fmt: skip
         self.start = start
         self.count = count
         self.tokens = tokens
         self.logits = logits
+        self.decodes = decodes
         self.prefill = prefill
         self.context = context
         self.growth = growth
         self.pairs = pairs
         self.read = read
         self.waiting = waiting
+        self.group_tokens = tokens
         self.first = self.slope = 0.0
 
     def end(self) -> float:
