@@ -93,11 +93,101 @@ def test_headline_numbers_verdicts_and_origin_are_on_the_page(result: Result) ->
         assert text in page, text
 
 
+def service(count: int, **changes: object) -> list[dict[str, object]]:
+    """`count` replicas in two groups, as a cluster's result lists them."""
+    return [
+        {"name": f"{role}/{i}", "group": role, "role": role, "requests": 100 + 10 * i, "output_tokens": 5000 * i,
+         "busy_fraction": 0.5, "mean_batch": 8.0 + i, "kv_peak_fraction": 0.25, "prefix_hit_rate": None,
+         "preemptions": 0, "failures": i % 2, **changes}
+        for role in ("prefill", "decode") for i in range(count // 2)
+    ]  # fmt: skip
+
+
+def deployed(result: Result, count: int, **changes: object) -> Result:
+    fields = result.to_dict()
+    groups = [{"name": role, "count": count // 2, "role": role, "hardware": None, "policy": None, "calibration": None,
+               "parallel": {"tp": 4, "pp": 1, "dp": 2, "ep": 8} if role == "decode" else None}
+              for role in ("prefill", "decode")]  # fmt: skip
+    fields["scenario"]["deployment"] = {
+        "groups": groups, "router": {"kind": "prefix_aware", "match_threshold": 0.3}, "autoscaling": None,
+        "transfer": {"bandwidth": 50e9, "latency": None, "layerwise": True},
+        "failures": {"mtbf": 7200.0, "repair": 60.0},
+    }  # fmt: skip
+    fields["metrics"]["transfers"] = {"count": 12, "bytes": 3e12, "mean_s": 0.04, "hit_rate": 0.125, "unknown": None}
+    return Result(**{**fields, "replicas": service(count, **changes)})
+
+
+def test_a_service_shows_its_replicas_its_groups_and_what_only_it_has(result: Result) -> None:
+    page = report_html(deployed(result, 6))
+    for text in ("48 × NVIDIA H100 SXM in 6 replicas", "3 decode replicas of 8 × NVIDIA H100 SXM (TP 4, DP 2, EP 8)",
+                 "Prefix aware, match threshold 0.3", "50.0 GB/s per GPU, layer by layer", "mtbf 2.00 h, repair 60.0 s",
+                 "decode: highest / mean 1.09", "<td>decode/2</td>", "Details of this service", "3.00 TB", "40.0 ms",
+                 "12.5%"):  # fmt: skip
+        assert text in page, text
+    assert "Prefix hits" not in page, "a column that no replica fills"
+    assert ">None<" not in page
+    single = report_html(result)
+    assert "<h2>Replicas" not in single
+    assert "Details of this service" not in single
+    assert "on 8 × NVIDIA H100 SXM<" in single
+
+
+def test_load_bars_are_proportional_and_coloured_by_group(result: Result) -> None:
+    page = report_html(deployed(result, 6))
+    figure = ET.fromstring(re.search(r'<svg[^>]*aria-label="Load per replica".*?</svg>', page, re.DOTALL).group())  # noqa: S314
+    bars = [element for element in figure.iter() if element.tag.endswith("rect")]
+    assert len(bars) == 4 * 6
+    requests = [float(bar.attrib["height"]) for bar in bars[:6]]
+    assert requests[2] / requests[0] == pytest.approx(1.2, abs=0.01)
+    assert len({bar.attrib["fill"] for bar in bars[:3]}) == 1
+    assert bars[0].attrib["fill"] != bars[3].attrib["fill"]
+
+
+def test_a_thousand_replicas_keep_the_page_small(result: Result) -> None:
+    page = report_html(deployed(result, 1000))
+    assert len(page) < 400_000
+    assert "The first 200 of 1,000 replicas" in page
+
+
+def test_idle_replicas_have_a_section_too(result: Result) -> None:
+    nothing = dict.fromkeys(("requests", "output_tokens", "busy_fraction", "mean_batch", "kv_peak_fraction"), 0)
+    assert "No replica did anything" in report_html(deployed(result, 4, **nothing))
+
+
+def test_colours_are_named_once_for_light_and_once_for_dark(result: Result) -> None:
+    page = report_html(deployed(result, 4))
+    light, dark = re.findall(r":root\{(.*?)\}", page)
+    names = [set(re.findall(r"(--[\w-]+):", block)) for block in (light, dark)]
+    assert names[0] == names[1]
+    assert set(re.findall(r"var\((--[\w-]+)\)", page)) <= names[0]
+    body = page.split("</style>")[1].split("<script>")[0]
+    assert not re.search(r"(?:fill|stroke|background|color)[:=]\W?#", body), "a colour that dark mode cannot change"
+
+
+def test_facts_nobody_checked_are_listed_and_the_energy_is_drawn(result: Result) -> None:
+    page = report_html(result)
+    assert "Facts not checked against their source (2)" in page
+    assert "<li>calibration.engine.step_host</li>" in page
+    fields = result.to_dict()
+    fields["provenance"]["unverified"] = []
+    fields["energy"].update(gpu_idle_joules=1e6, gpu_dynamic_joules=3e6, host_joules=0.0)
+    page = report_html(Result(**fields))
+    assert "Every fact about the hardware was checked" in page
+    assert "3.00 MJ · 75.0%" in page
+
+
 def test_text_of_the_user_is_escaped(result: Result) -> None:
     nasty = "<script>alert(1)</script>"
     scenario = result.to_dict()["scenario"]
     scenario["model"]["hf_id"] = scenario["workload"]["trace"] = scenario["policy"]["block_size"] = nasty
-    changed = {**result.to_dict(), "scenario": scenario, "warnings": [nasty], "bound": {nasty: 1.0}}
+    replicas = service(2, name=nasty, group=nasty, role=nasty)
+    changed = {
+        **result.to_dict(),
+        "scenario": scenario,
+        "warnings": [nasty],
+        "bound": {nasty: 1.0},
+        "replicas": replicas,
+    }
     page = report_html(Result(**changed))
     assert nasty not in page
     assert page.count("<script>") == 1

@@ -83,6 +83,14 @@ _TABLE: tuple[MetricDef, ...] = (
     MetricDef("bound.memory", "Memory bandwidth", "fraction", "neither", "share of busy time limited by HBM bandwidth"),
     MetricDef("bound.link", "GPU links", "fraction", "neither", "share of busy time limited by links between GPUs"),
     MetricDef("bound.host", "Host", "fraction", "neither", "share of busy time in which the GPU waits for the host"),
+    MetricDef("replicas.requests", "Requests", "requests", "neither", "requests that the replica served"),
+    MetricDef("replicas.output_tokens", "Output tokens", "tokens", "neither", "tokens that the replica put out"),
+    MetricDef("replicas.busy_fraction", "Busy", "fraction", "neither", "time in engine steps / time of the run"),
+    MetricDef("replicas.mean_batch", "Batch, mean", "sequences", "neither", "running sequences per engine step"),
+    MetricDef("replicas.kv_peak_fraction", "KV peak", "fraction", "neither", "largest share of its KV blocks in use"),
+    MetricDef("replicas.prefix_hit_rate", "Prefix hits", "fraction", "higher", "cached / all prompt tokens it saw"),
+    MetricDef("replicas.preemptions", "Preemptions", "", "lower", "times a running request lost its KV blocks"),
+    MetricDef("replicas.failures", "Failures", "", "lower", "times the replica failed"),
     MetricDef("timeline.kv_occupancy", "KV occupancy", "fraction", "neither", "share of KV blocks held by requests"),
     MetricDef("timeline.running", "Batch", "sequences", "neither", "running sequences"),
     MetricDef("timeline.waiting", "Queue", "requests", "lower", "waiting requests"),
@@ -92,7 +100,7 @@ _TABLE: tuple[MetricDef, ...] = (
 METRICS: dict[str, MetricDef] = {definition.key: definition for definition in _TABLE}
 
 _UNIT_WORDS = (("usd", "USD"), ("joules", "J"), ("_per_s", "1/s"), ("bytes", "bytes"))
-_UNIT_ENDINGS = (("_s", "s"), ("_w", "W"), ("fraction", "fraction"), ("share", "fraction"))
+_UNIT_ENDINGS = (("_s", "s"), ("_w", "W"), ("fraction", "fraction"), ("share", "fraction"), ("hit_rate", "fraction"))
 
 
 def metric(key: str) -> MetricDef:
@@ -105,5 +113,5 @@ def metric(key: str) -> MetricDef:
         return MetricDef(key, f"Rejected: {name}", "requests", "lower", "requests that the engine refused for this")
     unit = next((unit for word, unit in _UNIT_WORDS if word in name), "")
     unit = unit or next((unit for ending, unit in _UNIT_ENDINGS if name.endswith(ending)), "")
-    label = name.replace("_", " ")
+    label = name.removesuffix("_s" if unit == "s" else "_w" if unit == "W" else "").replace("_", " ")
     return MetricDef(key, label[:1].upper() + label[1:], unit, "neither", "")

@@ -21,7 +21,9 @@ class Result:
     `scenario` is the resolved scenario; `metrics`, `curves` (latency quantiles at `curves.probability`), `timeline`
     and `simulation` come from `metrics.aggregate`. `breakdown` is seconds per component and sums to the makespan,
     `bound` the share of busy time per limiting resource, `memory` bytes per GPU. `provenance` says where the
-    coefficients come from and which are unverified. Missing values are None. No clock, host or path is in it.
+    coefficients come from and which are unverified. `replicas` has one entry per replica of a service (name, group,
+    role, requests, output_tokens, busy_fraction, mean_batch, kv_peak_fraction, prefix_hit_rate, preemptions,
+    failures), none for a single engine. Missing values are None. No clock, host or path is in it.
     Construction copies every field to plain values; raises ValueError on NaN and infinity, TypeError on other types.
     """
 
@@ -40,6 +42,7 @@ class Result:
     simulation: Json
     provenance: Json
     warnings: list[str] = field(default_factory=list)
+    replicas: list[Json] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

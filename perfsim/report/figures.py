@@ -17,8 +17,9 @@ from perfsim.report.format import axis_unit, human, significant, words
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
 
-COLOURS = ("#2563eb", "#0d9488", "#d97706", "#7c3aed", "#16a34a", "#db2777", "#0891b2", "#65a30d")
-IDLE = "#cbd5e1"
+# Defined in report.css, once for light and once for dark.
+COLOURS = tuple(f"var(--c{index})" for index in range(8))
+IDLE = "var(--idle)"
 _LATENCY_COLOURS = {"ttft": COLOURS[0], "tpot": COLOURS[1], "itl": COLOURS[3], "e2e": COLOURS[2]}
 # A latency axis is logarithmic when its ends (1st percentile, maximum and the SLO's bounds) are this far apart.
 _WIDE = 20.0
@@ -45,15 +46,33 @@ def latency_cdf(result: Result, name: str) -> str:
     colour = _LATENCY_COLOURS[name]
     at = [x(max(value, x.low)) for value in curve]
     parts.append(svg.polyline(zip(at, map(y, probability), strict=True), colour))
-    for share in (0.5, 0.95, 0.99):
-        where = at[probability.index(share)]
-        parts.append(svg.tag("circle", cx=where, cy=y(share), r=3.2, class_="dot", fill=colour))
+    parts.append(_percentiles(at, curve, probability, y, right, colour))
     plot = {
         "left": left, "right": right, "top": top, "bottom": bottom,
         "px": [float(svg.px(value)) for value in at],
         "p": probability, "rows": [{"name": definition.label, "unit": "s", "y": curve}],
     }  # fmt: skip
     return _interactive(width, height, parts, plot, f"Cumulative distribution of {definition.label}")
+
+
+def _percentiles(at: list[float], curve: list[float], probability: list[float], y: svg.Scale, right: float,
+                 colour: str) -> str:  # fmt: skip
+    """Dots at p50, p95 and p99 with their values: right of and below the curve, or left of it where room ends."""
+    parts, line = [], 0.0  # the line of text under the label before, where that stands below the curve
+    for share, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99")):
+        index = probability.index(share)
+        x, height = at[index], y(share)
+        parts.append(svg.tag("circle", cx=x, cy=height, r=3.2, class_="dot", fill=colour))
+        label = f"{name} {human(curve[index], 's')}"
+        if x + 96 < right:
+            line = max(height + 13, line)
+            parts.append(svg.text(x + 7, line, label, class_="mark"))
+        elif line and name == "p99":
+            parts.append(svg.text(right, line, label, class_="mark", anchor="end"))
+        else:
+            parts.append(svg.text(x - 8, height + (-1 if name == "p99" else 5), label, class_="mark", anchor="end"))
+        line = line + 13 if line and name == "p95" else 0.0
+    return "".join(parts)
 
 
 def _latency_axis(curve: list[float], bounds: list[float], left: float, right: float,
@@ -163,6 +182,17 @@ def bound(result: Result) -> str:
     items = sorted(((share, key) for key, share in result.bound.items() if share > 0), key=lambda i: (-i[0], i[1]))
     rows = [(metric(f"bound.{key}").label, share, human(share, "fraction"), COLOURS[3]) for share, key in items]
     return bars(rows, "What bound the run") if rows else _no_data("The run was never busy")
+
+
+def energy(result: Result) -> str:
+    """Horizontal bars: where the joules of the run went; empty when the run has no energy figures."""
+    parts = [(metric(f"energy.{key}").label, result.energy.get(key)) for key in
+             ("gpu_dynamic_joules", "gpu_idle_joules", "host_joules")]  # fmt: skip
+    known = [(name, value) for name, value in parts if value]
+    total = sum(value for _, value in known)
+    rows = [(name, value / total, f"{human(value, 'J')} · {human(value / total, 'fraction')}", COLOURS[1])
+            for name, value in known]  # fmt: skip
+    return bars(rows, "Energy by part") if rows else ""
 
 
 def bars(rows: list[tuple[str, float, str, str]], label: str) -> str:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from perfsim.metrics.definitions import LATENCIES, STATISTICS, metric
-from perfsim.report import figures, scenario
-from perfsim.report.format import human
+from perfsim.metrics.definitions import LATENCIES, metric
+from perfsim.report import figures, latency, replicas, scenario
+from perfsim.report.format import human, words
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
 
 _LOAD = (
-    "counts.requests", "counts.rejected", "counts.prompt_tokens", "counts.output_tokens", "counts.preemptions",
+    "counts.requests", "counts.rejected", "counts.failed", "counts.prompt_tokens", "counts.output_tokens",
+    "counts.preemptions",
     "throughput.requests_per_s", "throughput.prompt_tokens_per_s", "throughput.output_tokens_per_s",
     "batch.mean_sequences", "batch.max_sequences", "batch.mean_tokens", "queue.mean_waiting", "queue.max_waiting",
     "makespan_s",
 )  # fmt: skip
+_SHOWN_ELSEWHERE = frozenset((
+    *LATENCIES, "throughput", "goodput", "slo", "counts", "rejected_for", "prefix_cache", "kv_cache", "batch", "queue",
+    "percentile_method",
+))  # fmt: skip
 
 
 def write_report(result: Result, path: str | Path) -> None:
@@ -37,9 +42,11 @@ def report_html(result: Result) -> str:
         _header(result, title),
         _warnings(result),
         _tiles(result),
-        _latency(result),
+        latency.section(result),
         f"<h2>The run over time</h2><div class=card>{figures.over_time(result)}</div>",
+        replicas.section(result),
         _where(result),
+        _more(result),
         _scenario(result),
         _footer(result),
     ))  # fmt: skip
@@ -109,61 +116,23 @@ def _card(name: str, value: str, note: str, formula: str) -> str:
     )
 
 
-def _latency(result: Result) -> str:
-    head = "".join(f"<th>{stat}</th>" for stat in STATISTICS)
-    rows = []
-    for name in LATENCIES:
-        definition = metric(name)
-        cells = "".join(f"<td>{human(result.metrics[name][stat], 's')}</td>" for stat in STATISTICS)
-        label = f'<abbr title="{escape(definition.formula)}">{escape(definition.label)}</abbr>'
-        rows.append(f"<tr><td>{label}</td>{cells}</tr>")
-    table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
-    methods = set(result.metrics["percentile_method"].values())
-    note = "Percentiles over requests, ITL over tokens" + (
-        "; some come from logarithmic bins and err by at most 0.05%." if len(methods) > 1 or "exact" not in methods
-        else "."
-    )  # fmt: skip
-    cards = "".join(
-        f"<div class=card><h3>{escape(metric(name).label)}: share of "
-        f"{'gaps' if name == 'itl' else 'requests'} within</h3>{figures.latency_cdf(result, name)}</div>"
-        for name in ("ttft", "tpot", "itl", "e2e")
-    )
-    return (
-        f"<h2>Latency</h2><div class=card>{table}<p class=note>{note}</p></div>{_verdicts(result)}"
-        f'<div class=grid style="margin-top:14px">{cards}</div>'
-        "<p class=note>Dots mark p50, p95 and p99; dashed lines are bounds of the SLO.</p>"
-    )
-
-
-def _verdicts(result: Result) -> str:
-    verdicts: list[dict[str, Any]] = result.metrics["slo"]["verdicts"]
-    if not verdicts:
-        return ""
-    rows = []
-    for verdict in verdicts:
-        class_, text = {True: ("met", "met"), False: ("broken", "broken"), None: ("open", "no samples")}[
-            verdict["holds"]
-        ]
-        rows.append(
-            f"<tr><td>{escape(metric(verdict['metric']).label)} {verdict['stat']}</td>"
-            f"<td>≤ {human(verdict['bound_s'], 's')}</td><td>{human(verdict['measured_s'], 's')}</td>"
-            f"<td class={class_}>{text}</td></tr>"
-        )
-    head = "<tr><th>Service-level objective</th><th>Bound</th><th>Measured</th><th>Verdict</th></tr>"
-    return f'<div class=card style="margin-top:14px"><table>{head}{"".join(rows)}</table></div>'
-
-
 def _where(result: Result) -> str:
     numbers = result.numbers()
     left = (
-        ("Where the time went", figures.breakdown(result)),
+        (
+            "Where the mean replica's time went" if len(result.replicas) > 1 else "Where the time went",
+            figures.breakdown(result),
+        ),
         ("What bound the busy time", figures.bound(result)),
         ("Memory of each GPU", figures.memory(result)),
+        ("Cost", _metric_table(result, tuple(key for key in numbers if key.startswith("cost.")))),
     )
     right = (
         ("Load", _metric_table(result, (*_LOAD, *(key for key in numbers if key.startswith("rejected_for."))))),
-        ("Cost", _metric_table(result, tuple(key for key in numbers if key.startswith("cost.")))),
-        ("Energy", _metric_table(result, tuple(key for key in numbers if key.startswith("energy.")))),
+        (
+            "Energy",
+            _metric_table(result, tuple(key for key in numbers if key.startswith("energy."))) + figures.energy(result),
+        ),
     )
     columns = "".join(
         f"<div class=column>{''.join(f'<div class=card><h3>{title}</h3>{body}</div>' for title, body in cards)}</div>"
@@ -172,9 +141,22 @@ def _where(result: Result) -> str:
     return f"<h2>Where time, memory and money went</h2><div class=grid>{columns}</div>"
 
 
+def _more(result: Result) -> str:
+    """Cards for what only some runs have: KV tiers and transfers, speculation, adapters, scaling, failures."""
+    numbers = result.numbers()
+    groups = [group for group in result.metrics if group not in _SHOWN_ELSEWHERE and isinstance(
+        result.metrics[group], dict)]  # fmt: skip
+    cards = []
+    for group in groups:
+        keys = tuple(key for key in numbers if key.startswith(f"{group}.") and numbers[key] is not None)
+        if keys:
+            cards.append(f"<div class=card><h3>{escape(words(group))}</h3>{_metric_table(result, keys)}</div>")
+    return f"<h2>Details of this service</h2><div class=grid>{''.join(cards)}</div>" if cards else ""
+
+
 def _metric_table(result: Result, keys: tuple[str, ...]) -> str:
     numbers, rows = result.numbers(), []
-    for key in keys:
+    for key in (key for key in keys if key in numbers):
         definition = metric(key)
         hint = f' title="{escape(definition.formula)}"' if definition.formula else ""
         label = f"<abbr{hint}>{escape(definition.label)}</abbr>" if hint else escape(definition.label)
@@ -183,13 +165,25 @@ def _metric_table(result: Result, keys: tuple[str, ...]) -> str:
 
 
 def _scenario(result: Result) -> str:
-    cards = [(title, _facts(rows)) for title, rows in scenario.sections(result.scenario)]
-    body = "".join(f"<div class=card><h3>{escape(title)}</h3>{table}</div>" for title, table in cards)
-    origin = _facts(scenario.flatten(result.provenance))
-    return (
-        f"<h2>Scenario</h2><div class=grid>{body}</div>"
-        f"<h2>Where the numbers come from</h2><div class=card>{origin}</div>"
-    )
+    columns: dict[bool, list[str]] = {False: [], True: []}
+    for title, rows in scenario.sections(result.scenario):
+        card = f"<div class=card><h3>{escape(title)}</h3>{_facts(rows)}</div>"
+        columns[title in {"Serving policy", "Workload"}].append(card)
+    body = "".join(f"<div class=column>{''.join(cards)}</div>" for cards in columns.values())
+    return f"<h2>Scenario</h2><div class=grid>{body}</div>{_provenance(result)}"
+
+
+def _provenance(result: Result) -> str:
+    """Where coefficients come from, and every fact that nobody has checked against its source."""
+    facts = {key: value for key, value in result.provenance.items() if key != "unverified"}
+    unverified, doubts = result.provenance.get("unverified"), ""
+    if unverified:
+        items = "".join(f"<li>{escape(str(fact))}</li>" for fact in unverified)
+        title = f"Facts not checked against their source ({len(unverified)})"
+        doubts = f'<h3 style="margin-top:16px">{title}</h3><ul class=plain>{items}</ul>'
+    elif unverified is not None:
+        doubts = "<p class=note>Every fact about the hardware was checked against its source.</p>"
+    return f"<h2>Where the numbers come from</h2><div class=card>{_facts(scenario.flatten(facts))}{doubts}</div>"
 
 
 def _facts(rows: list[tuple[str, str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from perfsim.report import deployment
 from perfsim.report.format import human, significant, words
 
 if TYPE_CHECKING:
@@ -14,9 +15,8 @@ if TYPE_CHECKING:
 
 
 def title(scenario: Json) -> str:
-    """Model and hardware, such as `Llama-3.1-70B on 8 of 8 NVIDIA H100 SXM`."""
-    gpus, node = scenario["parallel"]["tp"], scenario["hardware"]
-    return f"{model_name(scenario)} on {gpus} × {node['accelerator']['label']}"
+    """Model and hardware, such as `Llama-3.1-70B on 8 × NVIDIA H100 SXM`; GPUs of all replicas at the start."""
+    return f"{model_name(scenario)} on {deployment.hardware(scenario)}"
 
 
 def subtitle(result: Result) -> str:
@@ -33,6 +33,8 @@ def subtitle(result: Result) -> str:
     parts = [traffic, f"{counts['completed']:,} requests served"]
     if counts["rejected"]:
         parts.append(f"{counts['rejected']:,} rejected")
+    if counts.get("failed"):
+        parts.append(f"{counts['failed']:,} failed")
     if result.metrics["makespan_s"] is not None:
         parts.append(f"{human(result.metrics['makespan_s'], 's')} simulated")
     return " · ".join(parts)
@@ -54,8 +56,10 @@ def sections(scenario: Json) -> list[tuple[str, Rows]]:
     workload = scenario["workload"]
     if workload["kind"] == "trace":
         workload = {**workload, "trace": _file_name(workload["trace"])}
-    policy = [("Tensor parallel", str(scenario["parallel"]["tp"])), *flatten(scenario["policy"], raw=True)]
+    policy = [("Parallelism", deployment.ranks(scenario["parallel"])), *flatten(scenario["policy"], raw=True)]
+    service = deployment.rows(scenario)
     return [
+        *([("Deployment", service)] if service else []),
         ("Model", _model(scenario["model"])),
         ("Hardware", _hardware(scenario["hardware"])),
         ("Serving policy", policy),
