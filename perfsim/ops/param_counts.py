@@ -129,8 +129,7 @@ def _compressed(model: ModelArch, attention: CompressedAttention, *, tp: int) ->
     if not attention.compress_ratio:
         return count
     # Overlapping spans (with an indexer) keep two sets of weights; the indexer summarises its keys in the same way.
-    spans = 2 if attention.indexer is not None else 1
-    count = count.plus(_compressor(model, spans * size, size, attention.compress_ratio))
+    count = count.plus(_compressor(model, attention.overlap * size, size, attention.compress_ratio))
     if attention.indexer is None:
         return count
     indexer = attention.indexer

@@ -136,13 +136,16 @@ def kv_bytes_per_token_per_layer(model: ModelArch, group: LayerGroup, *, tp: int
 
 
 def state_bytes_per_sequence(model: ModelArch, *, tp: int = 1) -> int:
-    """Bytes of recurrent and convolution states that one sequence holds on each of `tp` GPUs, however long it is."""
+    """Bytes of states (recurrent, convolution, spans not yet summarised) that one sequence holds on each of `tp` GPUs,
+    however long it is; windows and chunks are KV cache and do not count."""
     return sum(group.count * state_bytes_per_layer(model, group, tp=tp) for group in model.layers)
 
 
 def state_bytes_per_layer(model: ModelArch, group: LayerGroup, *, tp: int) -> int:
-    """As `state_bytes_per_sequence`, of one layer of `group`: heads are divided among the GPUs."""
+    """As `state_bytes_per_sequence`, of one layer of `group`: recurrent heads are divided among the GPUs."""
     attention, state = group.attention, group.state
+    if isinstance(attention, CompressedAttention) and state is not None:
+        return state.recurrent * ACTIVATION_BYTES[attention.state_dtype]
     if state is None or not isinstance(attention, LinearAttention | Mamba2):
         return 0
     recurrent = state.recurrent // tp * ACTIVATION_BYTES[attention.state_dtype]

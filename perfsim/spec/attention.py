@@ -35,8 +35,8 @@ class Reach(NamedTuple):
 
 
 class RecurrentState(NamedTuple):
-    """Numbers per sequence that a recurrent layer holds: `recurrent` in the layer's `state_dtype`, `conv` (the last
-    inputs of the causal convolution) in the activation dtype."""
+    """What a sequence holds in a layer whatever its length: `recurrent` numbers in its `state_dtype`, `conv` ones (the
+    last inputs of the causal convolution) in the activation dtype."""
 
     recurrent: int
     conv: int
@@ -135,7 +135,8 @@ class CompressedAttention(Spec):
     One summary entry per `compress_ratio` tokens (0: window only). With an `indexer` (compressed sparse attention) the
     `top_k` best summaries are attended and each mixes two overlapping spans; without (heavily compressed attention) all
     are. Queries come from a rank-`q_lora_rank` projection; the output is projected per group of heads to `o_lora_rank`,
-    then to the hidden size. Every head has a sink.
+    then to the hidden size. Every head has a sink. The spans that are not summarised yet are a state: values and scores
+    of their tokens, in fp32 (vLLM's CompressorStateCache).
     """
 
     kind: Literal["compressed"] = "compressed"
@@ -148,6 +149,12 @@ class CompressedAttention(Spec):
     window: int = Field(gt=0)
     compress_ratio: int = Field(default=0, ge=0)
     indexer: SparseIndexer | None = None
+    state_dtype: Literal["fp32"] = "fp32"
+
+    @property
+    def overlap(self) -> int:
+        """How many spans a token belongs to: two with an indexer, whose summaries overlap."""
+        return 1 if self.indexer is None else 2
 
     @property
     def reach(self) -> Reach:
@@ -155,8 +162,11 @@ class CompressedAttention(Spec):
         return Reach(window=self.window, compress_ratio=self.compress_ratio, top_k=top_k)
 
     @property
-    def state(self) -> None:
-        return None
+    def state(self) -> RecurrentState | None:
+        if not self.compress_ratio:
+            return None
+        width = self.head_dim + (self.indexer.head_dim if self.indexer else 0)
+        return RecurrentState(self.overlap * self.compress_ratio * 2 * self.overlap * width, 0)
 
 
 class LinearAttention(Spec):

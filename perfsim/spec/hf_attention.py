@@ -111,6 +111,9 @@ def compressed(config: Config, ratio: int) -> CompressedAttention:
     )
 
 
+STATE_DTYPES: dict[str, Any] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
 def gated_delta_net(config: Config) -> LinearAttention:
     """Qwen3-Next and Qwen3.5: one decay per value head, a full output gate, states in `mamba_ssm_dtype`."""
     return LinearAttention(
@@ -123,11 +126,11 @@ def gated_delta_net(config: Config) -> LinearAttention:
     )
 
 
-STATE_DTYPES: dict[str, Any] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+def mamba2(config: Config, *, state_dtype: str = "float32", **names: str) -> Mamba2:
+    """A Mamba-2 mixer; `names` maps fields to the keys of this config where they differ from Nemotron-H's.
 
-
-def mamba2(config: Config, **names: str) -> Mamba2:
-    """A Mamba-2 mixer; `names` maps fields to the keys of this config where they differ from Nemotron-H's."""
+    `state_dtype` is what vLLM keeps states in when the config does not say (fp32 for Nemotron-H).
+    """
     keys = {"num_heads": "mamba_num_heads", "head_dim": "mamba_head_dim", "state_size": "ssm_state_size",
             "proj_bias": "mamba_proj_bias", **names}  # fmt: skip
     return Mamba2(
@@ -138,7 +141,7 @@ def mamba2(config: Config, **names: str) -> Mamba2:
         conv_kernel=config.integer("conv_kernel", default=4),
         proj_bias=config.flag(keys["proj_bias"], default=False),
         conv_bias=config.flag("use_conv_bias", default=True),
-        state_dtype=config.choice("mamba_ssm_cache_dtype", STATE_DTYPES, default="float32"),
+        state_dtype=config.choice("mamba_ssm_cache_dtype", STATE_DTYPES, default=state_dtype),
     )
 
 

@@ -88,11 +88,12 @@ def falcon_options(config: Config) -> dict[str, Any]:
 
 
 def mamba2(config: Config, count: int) -> list[LayerGroup]:
-    """A pure Mamba-2 stack: one norm and one mixer per layer."""
+    """A pure Mamba-2 stack: one norm and one mixer per layer; vLLM keeps its states in the activation dtype."""
     inner = config.integer("expand", default=2, maximum=64) * config.integer("hidden_size", maximum=2**24)
     mixer = attention.mamba2(
-        config, num_heads="num_heads", head_dim="head_dim", state_size="state_size", proj_bias="use_bias"
-    )
+        config, state_dtype=config.text("torch_dtype", default="bfloat16"), num_heads="num_heads",
+        head_dim="head_dim", state_size="state_size", proj_bias="use_bias",
+    )  # fmt: skip
     if mixer.inner_width != inner:
         expected = f"num_heads x head_dim = expand x hidden_size ({inner})"
         raise config.error("num_heads", f"expected {expected}, got {mixer.inner_width}")
