@@ -127,6 +127,7 @@ class FairNetwork:
         link = self._links[name]
         link.bytes_per_s = float(bytes_per_s)
         self._share(list(link.flows))
+        self._arm()
 
     def transfer(self, path: Sequence[str], bytes: float, latency: float = 0.0,
                  callback: Callable[[Flow], None] | None = None, *, cap: float = math.inf,
@@ -196,17 +197,24 @@ class FairNetwork:
             link.carried += moved
 
     def _share(self, changed: Sequence[Flow]) -> None:
-        """New rates for all flows connected with `changed`."""
+        """New rates for all flows connected with `changed`; the caller arms."""
+        if len(changed) == 1 and all(len(link.flows) == 1 for link in changed[0].links):  # alone on its wires
+            flow = changed[0]
+            rate = min([flow.cap, *[link.bytes_per_s for link in flow.links]])
+            if rate != flow.rate:
+                self._set_rate(flow, rate)
+            return
         flows, links = component(changed)
         for flow, rate in zip(flows, fair_rates(flows, links), strict=True):
-            if rate == flow.rate:
-                continue  # its end stays where it is, to the bit
-            self._settle(flow)
-            flow.rate = rate
-            flow.due = flow.since + flow.left / rate if rate else math.inf
-            if rate:
-                heapq.heappush(self._due, (flow.due, flow.id, flow))
-        self._arm()
+            if rate != flow.rate:  # else its end stays where it is, to the bit
+                self._set_rate(flow, rate)
+
+    def _set_rate(self, flow: Flow, rate: float) -> None:
+        self._settle(flow)
+        flow.rate = rate
+        flow.due = flow.since + flow.left / rate if rate else math.inf
+        if rate:
+            heapq.heappush(self._due, (flow.due, flow.id, flow))
 
     def _arm(self) -> None:
         """See to it that an event is pending no later than the next end."""
@@ -250,7 +258,9 @@ class FairNetwork:
                 if not link.flows and link.idle_at is not None:
                     link.busy_s += self.env.now - link.idle_at
                     link.idle_at = None
-        self._share([flow for link in touched for flow in link.flows])
+        left = [flow for link in touched for flow in link.flows]
+        if left:
+            self._share(left)
 
     def _sent(self, flows: Sequence[Flow]) -> None:
         for flow in flows:
