@@ -60,7 +60,7 @@ class EngineFront(ABC):
         self.on_finish = on_finish
         self.on_handover: Hook | None = None
         self.on_reserve: Hook | None = None
-        self.on_wake: Callable[[float], None] | None = None  # a lock-step group keeps the clock of its ranks
+        self.on_wake: Callable[[float, bool], None] | None = None  # a lock-step group keeps the clock of its ranks
         self.kv = KVCache(config.total_blocks, block_size=config.block_size, caching=config.prefix_caching)
         self.waiting: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()
         self.incoming: deque[Request] = deque()  # submitted, not yet seen by the scheduler
@@ -151,6 +151,13 @@ class EngineFront(ABC):
     def price(self, work: Work) -> None:
         """Set the times of `work`, and end it where its steps no longer last affinely longer."""
 
+    @abstractmethod
+    def fail(self, at: float) -> list[Request]:
+        """Lose everything at the end of the step in flight at `at`; the requests that were here, as if unseen.
+
+        What that step completes is still delivered; the hooks may therefore speak of a time after `at`.
+        """
+
     def next_event(self) -> float:
         """When something may happen that others can see: the end of the steps in flight; inf when there are none."""
         return self.now
@@ -158,7 +165,7 @@ class EngineFront(ABC):
     def wake(self, at: float) -> None:
         """Something happens at `at` that the scheduler must see at the next boundary."""
         if self.on_wake is not None:
-            self.on_wake(at)
+            self.on_wake(at, self.work is not None)
         elif self.work is None:
             if self.now == float("inf"):
                 self.now = at
