@@ -143,6 +143,8 @@ class Engine(EngineFront):
 
     def _join_remote(self, request: Request) -> None:
         """The K/V of a prompt have arrived: it decodes from the next step on, its first gap began elsewhere."""
+        self.admissions += 1
+        request.order = self.admissions
         self.running[request] = None
         if request.keys:
             self.kv.commit(request, request.computed // self.config.block_size)
@@ -225,7 +227,7 @@ class Engine(EngineFront):
     def _decode_work(self, need: int, *, limit: int) -> Work:
         """As many equal decode steps, at most `limit`, as nothing can change in; the first one takes `need` blocks."""
         batch, kv = self.batch, self.kv
-        if self.incoming or (self.ended and self.waiting):
+        if self.incoming or self.notices or (self.ended and (self.waiting or self.ready)):
             limit = 1  # what arrived or was freed during the step in flight counts from the next one on
         if need:
             kv.take(need)
