@@ -16,7 +16,11 @@ from perfsim.report import protobuf
 from perfsim.report.trace_file import TraceFile
 from perfsim.run import simulate
 from perfsim.serving.recorder import REQUEST_COLUMNS, SEGMENT_COLUMNS
+from perfsim.serving.trace import draw_flows, lane_label
+from perfsim.sim.clock import CountingEnvironment, call_at
+from perfsim.sim.link import FairNetwork
 from perfsim.spec.load import load_scenario
+from perfsim.spec.policy import ParallelPlan
 
 Message = dict[int, list[Any]]
 
@@ -193,6 +197,31 @@ def test_requests_transfers_and_marks_have_lanes(tmp_path: Path) -> None:
         (500_000_000, 1_500_000_000, "K/V of request 0", {"bytes": 10**9}),
         (1_000_000_000, 3_000_000_000, "K/V of request 1", {"bytes": 2 * 10**9}),
     ]
+
+
+def test_flows_of_a_network_are_drawn_on_their_links(tmp_path: Path) -> None:
+    with TraceFile(tmp_path / "t") as trace:
+        env = CountingEnvironment()
+        network = FairNetwork(env, observer=draw_flows(trace))
+        for name in ("out", "in"):
+            network.add_link(name, 100.0)
+        network.transfer(["out", "in"], 50.0, latency=9.0, tag="K/V of request 3")
+        gone = network.transfer(["in"], 500.0)
+        call_at(env, 2.0, lambda _: network.cancel(gone))
+        env.run()
+    slices = Viewer((tmp_path / "t").read_bytes()).slices
+    first = (0, 1_000_000_000, "K/V of request 3", {"bytes": 50})
+    assert slices["Links/out"] == [first]
+    assert sorted(slices["Links/in"], key=lambda s: s[1]) == [first, (0, 2_000_000_000, "transfer", {"bytes": 150})]
+
+
+@pytest.mark.parametrize(
+    ("plan", "rank", "label"),
+    [({"tp": 8}, None, "TP 0-7"), ({}, None, "GPU 0"), ({"tp": 4, "pp": 2}, None, "PP 0-1 x TP 0-3"),
+     ({"tp": 2, "dp": 4, "ep": 8}, 3, "DP 3 x TP 0-1"), ({"dp": 4}, None, "DP 0-3")],
+)  # fmt: skip
+def test_lanes_are_labelled_by_their_ranks(plan: dict[str, int], rank: int | None, label: str) -> None:
+    assert lane_label(ParallelPlan(**plan), dp_rank=rank) == label
 
 
 def test_the_same_run_gives_the_same_bytes_however_it_is_cut_into_chunks(tmp_path: Path) -> None:

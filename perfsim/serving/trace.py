@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from perfsim.serving.recorder import Sink
+    from perfsim.sim.link import Flow
     from perfsim.spec.policy import ParallelPlan
 
 
@@ -36,3 +38,18 @@ def lane_label(parallel: ParallelPlan, *, dp_rank: int | None = None) -> str:
     if dp_rank is not None:
         shown.insert(0, f"DP {dp_rank}")
     return " x ".join(shown) or "GPU 0"
+
+
+def draw_flows(trace: Trace, *, group: str = "Links") -> Callable[[Flow], None]:
+    """An observer for `sim.link.FairNetwork` that draws each flow on all links of its path, named by its tag.
+
+    A slice ends when the last byte has left, or when the flow was cancelled; its bytes are those that left.
+    """
+
+    def draw(flow: Flow) -> None:
+        name = "transfer" if flow.tag is None else str(flow.tag)
+        end = flow.since if flow.sent_s is None else flow.sent_s
+        for link in flow.path:
+            trace.transfer(group, link, name, flow.start, end, bytes=flow.bytes - flow.left)
+
+    return draw
