@@ -14,7 +14,7 @@ INGRESS_S, EGRESS_S = 0.004, 0.003
 BLOCK_SIZE, KV_BLOCKS = 16, 25_600
 _REQUEST = (
     "request_index", "arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s", "prompt_tokens",
-    "output_tokens", "cached_tokens", "preemptions",
+    "output_tokens", "cached_tokens", "preemptions", "session_id", "adapter",
 )  # fmt: skip
 _SEGMENT = (
     "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences", "emitted",
@@ -73,7 +73,9 @@ def toy_run(count: int, *, rate: float, seed: int = 0, slots: int = 64) -> tuple
                 left[index] = output[index] - 1
     order = np.argsort(finish, kind="stable")
     cached = [tokens // 3 for tokens in prompt]
-    columns = (np.arange(count), arrival, queued, scheduled, first, finish, prompt, output, cached, [0] * count)
+    session, none = np.arange(count) % 7, np.full(count, -1)
+    columns = (np.arange(count), arrival, queued, scheduled, first, finish, prompt, output, cached, none + 1, session,
+               none)  # fmt: skip
     requests = {name: np.asarray(column)[order] for name, column in zip(_REQUEST, columns, strict=True)}
     return requests, dict(zip(_SEGMENT, np.array(rows).T, strict=True))
 

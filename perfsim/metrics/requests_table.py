@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ROWS_PER_GROUP = 1 << 17
 _TIMES = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
 _COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions")
+_LABELS = ("session_id", "adapter")  # null where there is none
 _DERIVED = ("ttft_s", "engine_ttft_s", "tpot_s", "e2e_s")
 
 
@@ -26,8 +27,9 @@ class ParquetSpool:
     """A Parquet file that grows by chunks of request columns and appears at `path` when it is complete.
 
     Columns: `request_index`, the engine's times and the token counts as recorded, and `ttft_s`, `engine_ttft_s`,
-    `tpot_s` (null for one output token) and `e2e_s`; seconds. `egress` is seconds from the engine to the client. Use
-    it as a context manager: an exception leaves no file behind.
+    `tpot_s` (null for one output token) and `e2e_s`; seconds; `session_id` and `adapter`, null for none. Rows are in
+    order of completion. It can be replayed as a trace, without what prompts shared. `egress` is seconds from the engine
+    to the client. Use it as a context manager: an exception leaves no file behind.
     """
 
     def __init__(self, path: str | Path, *, egress: float) -> None:
@@ -42,6 +44,7 @@ class ParquetSpool:
             + [pa.field(name, pa.float64(), nullable=False) for name in _TIMES]
             + [pa.field(name, pa.int64(), nullable=False) for name in _COUNTS]
             + [pa.field(name, pa.float64(), nullable=name == "tpot_s") for name in _DERIVED]
+            + [pa.field(name, pa.int64()) for name in _LABELS]
         )
         self._waiting: list[pa.Table] = []
         self._rows = 0
@@ -100,4 +103,6 @@ class ParquetSpool:
             "e2e_s": finish + self._egress - times["arrival_s"],
         }
         index = {"request_index": np.asarray(columns["request_index"], dtype=np.int64)}
-        return pa.table({**index, **times, **counts, **derived}, schema=self._schema)
+        numbers = {name: np.asarray(columns[name], dtype=np.int64) for name in _LABELS}
+        labels = {name: pa.array(values, mask=values < 0) for name, values in numbers.items()}
+        return pa.table({**index, **times, **counts, **derived, **labels}, schema=self._schema)

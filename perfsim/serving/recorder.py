@@ -18,7 +18,7 @@ Columns = Mapping[str, "NDArray[np.float64]"]
 
 REQUEST_COLUMNS = (
     "request_index", "arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s", "prompt_tokens",
-    "output_tokens", "cached_tokens", "preemptions",
+    "output_tokens", "cached_tokens", "preemptions", "session_id", "adapter",
 )  # fmt: skip
 SEGMENT_COLUMNS = (
     "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences",
@@ -71,7 +71,7 @@ class Recorder:
         queued = request.received if request.received >= 0.0 else request.queued
         self._requests.extend((
             request.index, request.arrival, queued, request.scheduled, request.first_token, request.finish,
-            request.prompt, request.output, request.cached, request.preemptions,
+            request.prompt, request.output, request.cached, request.preemptions, request.session, request.adapter,
         ))  # fmt: skip
         self.finished += 1
         if self.finished % self._limit == 0:

@@ -46,7 +46,7 @@ _ALIAS_SECTION: dict[Kind, AliasSection] = {
 }  # fmt: skip
 _SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "model": (".json",), "accelerator": (".yaml",), "node": (".yaml",), "cluster": (".yaml",), "link": (".yaml",),
-    "storage": (".yaml",), "trace": (".parquet", ".csv", ".jsonl"),
+    "storage": (".yaml",), "trace": (".parquet", ".csv", ".jsonl", ".json"),
 }  # fmt: skip
 
 

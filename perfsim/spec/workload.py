@@ -48,8 +48,10 @@ class SharedPrefix(Spec):
 
 
 class TraceWorkload(Spec):
-    """Replay of recorded requests from `trace`: a packaged name or a CSV, JSONL or Parquet file.
+    """Replay of recorded requests from `trace`: a packaged name, a CSV, JSONL or Parquet file, or a benchmark's JSON.
 
+    `vllm bench serve --save-detailed` and GuideLLM save JSON; of a GuideLLM report with several benchmarks, `benchmark`
+    says which one, from 0. The requests.parquet of a run is a trace as well, without what its prompts shared.
     `time_scale` stretches the arrival times (2: half the rate), `num_requests` keeps the first n. `arrivals` replaces
     the recorded times. `content_hash` (SHA-256 of the file) is filled in by the loader, so that the scenario hash
     covers what is in the file.
@@ -60,6 +62,7 @@ class TraceWorkload(Spec):
     time_scale: float = Field(default=1.0, gt=0, le=1e6)
     num_requests: Count | None = None
     arrivals: Arrivals | None = None
+    benchmark: int | None = Field(default=None, ge=0)
     content_hash: str | None = None
 
     @model_validator(mode="after")

@@ -43,6 +43,8 @@ class BatchConverter:
             priority=_floats(column["priority"]) if "priority" in column else None,
             hash_block_ids=self._ids(column["hash_block_ids"]) if "hash_block_ids" in column else None,
             hash_block_tokens=_floats(column["hash_block_tokens"]) if "hash_block_tokens" in column else None,
+            session_id=column["session_id"].to_pylist() if "session_id" in column else None,
+            adapter=column["adapter"].to_pylist() if "adapter" in column else None,
         )
 
     def _seconds(self, array: pa.Array) -> Floats:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from perfsim.errors import InputError
 from perfsim.traffic.chunk import MAX_ARRIVAL_S, MAX_TOKENS, Floats, RequestChunk
+from perfsim.traffic.labels import Labels
 from perfsim.traffic.layout import Layout, file_name
 
 MAX_PRIORITY = 10**9
@@ -31,6 +32,8 @@ class RawColumns:
     hash_block_ids: list[list[int] | None] | None = None
     hash_block_tokens: Floats | None = None
     numbers: Sequence[int] | None = None  # of the records in the file, where skipped lines make gaps
+    session_id: Sequence[object] | None = None  # numbers or names, None where there is none
+    adapter: Sequence[object] | None = None
 
 
 class Checker:
@@ -47,6 +50,8 @@ class Checker:
         self._numbers: Sequence[int] | None = None
         self._last_arrival = 0.0
         self._block_tokens = layout.hash_block_tokens or 0
+        self._sessions = Labels(self, "session_id")
+        self._adapters = Labels(self, "adapter", in_order=True)
 
     @property
     def rows(self) -> int:
@@ -73,6 +78,8 @@ class Checker:
         if raw.hash_block_ids is not None and any(ids is not None for ids in raw.hash_block_ids):
             hashes = raw.hash_block_ids
             self._blocks(hashes, prompt=raw.prompt_tokens, tokens=raw.hash_block_tokens)
+        session = self._sessions.numbers(raw.session_id)
+        adapter = self._adapters.numbers(raw.adapter)
         self._rows += count
         return RequestChunk(
             arrival_s=arrival,
@@ -81,13 +88,18 @@ class Checker:
             priority=None if raw.priority is None else priority.astype(np.int64),
             hash_block_ids=hashes,
             hash_block_tokens=0 if hashes is None else self._block_tokens,
+            session_id=session,
+            adapter=adapter,
         )
+
+    def number(self, index: int) -> int:
+        """The 1-based number in the file of the record at `index` of the chunk that is being checked."""
+        return self._rows + index + 1 if self._numbers is None else self._numbers[index]
 
     def _first(self, bad: NDArray[np.bool_], column: str, message: Callable[[int], str]) -> None:
         if bad.any():
             index = int(np.argmax(bad))
-            number = self._rows + index + 1 if self._numbers is None else self._numbers[index]
-            raise self.error(number, column, message(index))
+            raise self.error(self.number(index), column, message(index))
 
     def _whole(self, column: str, values: Floats, *, low: int, high: int) -> None:
         good = (values >= low) & (values <= high) & (values == np.floor(values))

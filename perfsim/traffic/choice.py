@@ -58,10 +58,11 @@ def with_adapters(
 ) -> Iterator[RequestChunk]:
     """`chunks` with an adapter for every request, drawn by `lora.popularity` unless the chunk says which.
 
-    Without `lora` the chunks stay as they are. Raises InputError for a recorded adapter that does not exist.
+    Without `lora` nobody has one, whatever the trace says. Raises InputError for a recorded adapter that is not there.
     """
     if lora is None:
-        yield from chunks
+        for chunk in chunks:
+            yield chunk if chunk.adapter is None else replace(chunk, adapter=None)
         return
     choose = zipf_chooser(lora.num_adapters, exponent=lora.popularity, rng=rng)
     for chunk in chunks:

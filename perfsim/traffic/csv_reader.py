@@ -13,7 +13,7 @@ from perfsim.errors import InputError
 from perfsim.traffic.arrow_columns import BatchConverter
 from perfsim.traffic.check import Checker
 from perfsim.traffic.chunk import CHUNK_REQUESTS, HASHED_CHUNK_REQUESTS, RequestChunk
-from perfsim.traffic.layout import Layout, file_name, find_layout, first_line, shown
+from perfsim.traffic.layout import LABELS, Layout, file_name, find_layout, first_line, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +23,7 @@ BLOCK_BYTES = 2 << 20
 _NUMBER = re.compile(
     r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*|\s*-?(nan|inf|infinity)\s*", re.IGNORECASE | re.ASCII
 )
+_TEXT = ("hash_block_ids", *LABELS)
 _ZONE = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
 
 
@@ -30,8 +31,8 @@ def read_csv(path: Path, *, need_arrivals: bool) -> Iterator[RequestChunk]:
     """The requests of a comma-separated trace with a header line.
 
     Columns: arrival_s, prompt_tokens, output_tokens and optionally priority, hash_block_ids (whole numbers separated by
-    spaces) and hash_block_tokens; or Azure's TIMESTAMP, ContextTokens, GeneratedTokens. Raises InputError naming the
-    data row (1-based, blank lines not counted) and column of the first thing that is wrong.
+    spaces), hash_block_tokens, session_id and adapter; or Azure's TIMESTAMP, ContextTokens, GeneratedTokens. Raises
+    InputError naming the data row (1-based, blank lines not counted) and column of the first thing that is wrong.
     """
     import pyarrow as pa
     import pyarrow.csv as pa_csv
@@ -84,8 +85,9 @@ def _types(names: list[str], *, layout: Layout, first: list[str]) -> dict[str, p
     import pyarrow as pa
 
     types = {name: pa.float64() for name in layout.columns.values()}
-    if "hash_block_ids" in layout.columns:
-        types[layout.columns["hash_block_ids"]] = pa.string()
+    for key in _TEXT:
+        if key in layout.columns:
+            types[layout.columns[key]] = pa.string()
     if layout.seconds_per_unit is None and "arrival_s" in layout.columns:
         # The 2023 traces have no zone, the 2024 ones end in +00:00; Arrow wants to know before it reads.
         column = names.index(layout.columns["arrival_s"])
@@ -119,7 +121,7 @@ def _explain_row(cells: list[str], *, where: str, names: list[str], layout: Layo
         raise InputError(f"{where}: expected {len(names)} columns ({', '.join(names)}), got {len(cells)}")
     for key, name in layout.columns.items():
         text = cells[names.index(name)]
-        if text == "" or key == "hash_block_ids":
+        if text == "" or key in _TEXT:
             continue
         if key == "arrival_s" and layout.seconds_per_unit is None:
             good, expected = _is_time(text), "a date and time such as 2023-11-16 18:17:03.9799600"

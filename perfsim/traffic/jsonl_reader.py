@@ -13,7 +13,7 @@ import numpy as np
 from perfsim.errors import InputError
 from perfsim.traffic.check import Checker, RawColumns
 from perfsim.traffic.chunk import Floats, RequestChunk
-from perfsim.traffic.layout import AZURE, Layout, file_name, find_layout, shown
+from perfsim.traffic.layout import AZURE, LABELS, Layout, file_name, find_layout, shown
 
 # At 50 bytes for the shortest legal line a block never exceeds the largest chunk.
 BLOCK_BYTES = 2 << 20
@@ -26,9 +26,9 @@ Record = dict[str, Any]
 def read_jsonl(path: Path, *, need_arrivals: bool) -> Iterator[RequestChunk]:
     """The requests of a JSON Lines trace, one object per line.
 
-    Keys: arrival_s, prompt_tokens, output_tokens and optionally priority, hash_block_ids (a list of integers) and
-    hash_block_tokens; or Mooncake's timestamp (ms), input_length, output_length, hash_ids (512 tokens per id). Raises
-    InputError naming the line (1-based, blank lines counted) of the first thing that is wrong.
+    Keys: arrival_s, prompt_tokens, output_tokens and optionally priority, hash_block_ids (a list of integers),
+    hash_block_tokens, session_id and adapter; or Mooncake's timestamp (ms), input_length, output_length, hash_ids (512
+    tokens per id). Raises InputError naming the line (1-based, blank lines counted) of the first thing that is wrong.
     """
     where = file_name(path)
     parser = _Parser(where, need_arrivals=need_arrivals)
@@ -107,6 +107,9 @@ def _raw(records: list[Record], numbers: list[int], *, layout: Layout, checker: 
     columns: dict[str, Any] = {"numbers": numbers}
     for key, name in layout.columns.items():
         values = [record.get(name) for record in records]
+        if key in LABELS:
+            columns[key] = values
+            continue
         read = _id_lists if key == "hash_block_ids" else _floats
         columns[key] = read(values, key=key, numbers=numbers, checker=checker)
     scale = layout.seconds_per_unit

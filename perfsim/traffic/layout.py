@@ -9,7 +9,14 @@ from perfsim.errors import InputError, nearest
 
 REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 # Columns of published traces that say nothing the simulator uses.
-IGNORED = frozenset({"trace", "request_index", "session_id"})
+IGNORED = frozenset({"trace", "request_index"})
+# Optional columns that any layout may have, by the names they go under; of several, the first one counts.
+LABELS = {
+    "session_id": ("session_id", "conversation_id", "chat_id", "user_id"),
+    "adapter": ("adapter", "lora", "lora_name", "lora_id", "model"),
+}
+# A file with these is the requests.parquet of a run: in order of completion, and with results that are not read.
+RUN = frozenset({"request_index", "arrival_s", "queued_s", "finish_s"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +24,14 @@ class Layout:
     """How one file names things: `columns` maps perfsim's name of a quantity to the file's.
 
     `seconds_per_unit` converts the arrival column, None when it holds dates and times. `hash_block_tokens` is the
-    number of tokens per block id where the layout fixes it, else the file says it in a column.
+    number of tokens per block id where the layout fixes it, else the file says it in a column. `unordered`: the
+    requests must be put in order of arrival first.
     """
 
     columns: Mapping[str, str]
     seconds_per_unit: float | None = 1.0
     hash_block_tokens: int | None = None
+    unordered: bool = False
 
 
 PERFSIM = Layout({name: name for name in (*REQUIRED, "priority", "hash_block_ids", "hash_block_tokens")})
@@ -70,9 +79,11 @@ def find_layout(names: Sequence[str], *, where: str, need_arrivals: bool = True)
     present = set(names)
     layout = max((PERFSIM, MOONCAKE, AZURE), key=lambda candidate: len(present & set(candidate.columns.values())))
     valid = list(layout.columns.values())
+    labels = {name for synonyms in LABELS.values() for name in synonyms}
     required = [layout.columns[name] for name in REQUIRED if need_arrivals or name != "arrival_s"]
+    of_run = present >= RUN
     for name in names:
-        if name not in valid and name not in IGNORED:
+        if not of_run and name not in valid and name not in IGNORED and name not in labels:
             raise InputError(f"{where}: unknown column {shown(name)}{nearest(name, valid)}{_expected(valid, required)}")
         if names.count(name) > 1:
             raise InputError(f"{where}: column {shown(name)} appears twice; expected each column once")
@@ -81,13 +92,17 @@ def find_layout(names: Sequence[str], *, where: str, need_arrivals: bool = True)
             found = ", ".join(shown(name) for name in names[:8]) or "no columns"
             raise InputError(f"{where}: missing column '{name}'; found {found}{_expected(valid, required)}")
     columns = {key: name for key, name in layout.columns.items() if name in present}
+    for key, synonyms in LABELS.items():
+        named = next((name for name in synonyms if name in present), None)
+        if named is not None:
+            columns[key] = named
     if "hash_block_ids" in columns and layout.hash_block_tokens is None and "hash_block_tokens" not in columns:
         raise InputError(f"{where}: missing column 'hash_block_tokens', the tokens per id of 'hash_block_ids'")
     if not need_arrivals:
         columns.pop("arrival_s", None)
-    return Layout(columns, layout.seconds_per_unit, layout.hash_block_tokens)
+    return Layout(columns, layout.seconds_per_unit, layout.hash_block_tokens, of_run)
 
 
 def _expected(valid: Collection[str], required: Collection[str]) -> str:
-    optional = ", ".join(sorted((set(valid) - set(required)) | IGNORED))
+    optional = ", ".join(sorted((set(valid) - set(required)) | IGNORED | set(LABELS)))
     return f"; expected {', '.join(required)} (optional: {optional})"

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from perfsim.errors import InputError
+from perfsim.traffic.benchmark_reader import read_benchmark
 from perfsim.traffic.chunk import RequestChunk
 from perfsim.traffic.csv_reader import read_csv
 from perfsim.traffic.jsonl_reader import read_jsonl
 from perfsim.traffic.layout import file_name
 from perfsim.traffic.parquet_reader import read_parquet
 
+_BENCHMARK = ".json"
 _READERS: dict[str, Callable[..., Iterator[RequestChunk]]] = {
     ".csv": read_csv,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".parquet": read_parquet,
 }
-_EXPECTED = "expected a CSV (.csv), JSON Lines (.jsonl) or Parquet (.parquet) file"
+_EXPECTED = "expected a CSV (.csv), JSON Lines (.jsonl), Parquet (.parquet) or benchmark's JSON (.json) file"
 
 
-def read_trace(path: Path, *, need_arrivals: bool = True) -> Iterator[RequestChunk]:
+def read_trace(path: Path, *, need_arrivals: bool = True, benchmark: int | None = None) -> Iterator[RequestChunk]:
     """The requests recorded in `path`, in file order, chunk by chunk.
 
-    Without `need_arrivals` the recorded times are not read and `arrival_s` is zero: for lengths under another arrival
-    process. The iterator raises InputError where the first bad record is, so a caller that must know before it starts
-    has to read to the end.
+    `benchmark` chooses one of several in a report of GuideLLM. Without `need_arrivals` the recorded times are not read
+    and `arrival_s` is zero: for lengths under another arrival process. The iterator raises InputError where the first
+    bad record is, so a caller that must know before it starts has to read to the end.
     """
     reader = _READERS.get(path.suffix.lower())
     where = file_name(path)
@@ -41,6 +44,10 @@ def read_trace(path: Path, *, need_arrivals: bool = True) -> Iterator[RequestChu
         raise InputError(f"{where}: is a directory; {_EXPECTED}")
     if not stat.S_ISREG(mode):
         raise InputError(f"{where}: is not a regular file; {_EXPECTED}")
+    if path.suffix.lower() == _BENCHMARK:
+        reader = partial(read_benchmark, benchmark=benchmark)
+    elif benchmark is not None:
+        raise InputError(f"{where}: benchmark = {benchmark} chooses in a GuideLLM report, which is a .json file")
     if reader is None:
         raise InputError(f"{where}: unknown extension '{path.suffix}'; {_EXPECTED}")
     _check_content(path, binary=reader is read_parquet)

@@ -96,12 +96,12 @@ def _chunks(
         chunks = synthetic_chunks(workload, seed=seed)
     else:
         raise ValueError("the turns of a session follow its answers; use session_source")
-    return chunks if lora is None else with_adapters(chunks, lora, rng=random_streams(seed).adapters)
+    return with_adapters(chunks, lora, rng=random_streams(seed).adapters)
 
 
 def _recorded(workload: TraceWorkload, path: Path) -> Iterator[RequestChunk]:
     left = math.inf if workload.num_requests is None else workload.num_requests
-    for chunk in read_trace(path, need_arrivals=workload.arrivals is None):
+    for chunk in read_trace(path, need_arrivals=workload.arrivals is None, benchmark=workload.benchmark):
         kept = chunk if left >= len(chunk) else chunk.head(int(left))
         yield kept if workload.time_scale == 1.0 else _stretched(kept, workload.time_scale)
         left -= len(kept)
