@@ -77,16 +77,34 @@ def active_params(model: ModelArch) -> int:
 
 def weight_bytes(model: ModelArch) -> float:
     """Bytes of the main model's weights as stored, scales of quantised formats and the vision tower included."""
-    return _bytes(model, tp=1)
+    return _bytes(model, _text(model, tp=1))
 
 
-def weight_bytes_per_gpu(model: ModelArch, *, tp: int) -> float:
+def weight_bytes_per_gpu(model: ModelArch, *, tp: int, dp: int = 1, ep: int = 1, pp: int = 1) -> float:
     """Bytes of weights on each of `tp` GPUs; equal on all, the vocabulary rounded up to a multiple of `tp`.
 
+    `dp` ranks share the experts: each is sharded over all `tp * dp` GPUs, or `ep` GPUs hold whole ones, the fullest of
+    them ceil(num_experts / ep). Of `pp` stages it is the heaviest: ceil(layers / pp) mean layers and one of embedding
+    and head; that some layers are heavier than others is neglected there.
     Raises InfeasibleError when heads or widths cannot be divided by `tp`.
     """
-    check_tensor_parallel(model, tp=tp)
-    return _bytes(model, tp=tp)
+    check_tensor_parallel(model, tp=tp, ep=ep)
+    whole = _bytes(model, _text(model, tp=tp))
+    experts = routed = 0.0
+    for group in model.layers:
+        if isinstance(group.mlp, MixtureOfExperts):
+            expert = layer_count(model, group, tp=tp).expert
+            experts += group.count * expert
+            share = -(-group.mlp.num_experts // ep) / group.mlp.num_experts * tp if ep > 1 else 1.0 / dp
+            routed += group.count * expert * share
+    whole += (routed - experts) * WEIGHT_BYTES[model.expert_dtype]
+    if pp == 1:
+        return whole
+    ends = _ends(model, tp=tp) * WEIGHT_BYTES[model.dtype]
+    vision = vision_params(model) * WEIGHT_BYTES[model.dtype]
+    layers = model.num_hidden_layers
+    heaviest = ends if model.tie_word_embeddings else ends / 2
+    return (whole - ends - vision) * -(-layers // pp) / layers + heaviest + vision
 
 
 def kv_bytes_per_token(model: ModelArch) -> float:
@@ -155,8 +173,11 @@ def state_bytes_per_layer(model: ModelArch, group: LayerGroup, *, tp: int) -> in
     return recurrent + width * (attention.conv_kernel - 1) * ACTIVATION_BYTES[model.dtype]
 
 
-def check_tensor_parallel(model: ModelArch, *, tp: int) -> None:
-    """Raises InfeasibleError when `tp` does not divide what vLLM must divide: heads, K/V heads, MLP widths."""
+def check_tensor_parallel(model: ModelArch, *, tp: int, ep: int = 1) -> None:
+    """Raises InfeasibleError when `tp` does not divide what vLLM must divide: heads, K/V heads, MLP widths.
+
+    Experts stay whole with expert parallelism.
+    """
     for group in model.layers:
         attention = group.attention
         if isinstance(attention, GroupedQueryAttention):
@@ -166,7 +187,7 @@ def check_tensor_parallel(model: ModelArch, *, tp: int) -> None:
         if isinstance(attention, Mamba2) and attention.n_groups % tp and tp % attention.n_groups:
             raise _indivisible(model, "n_groups", attention.n_groups, tp)
         for name, size in _divided(group).items():
-            if size % tp:
+            if size % tp and not (ep > 1 and name == "moe_intermediate_size"):
                 raise _indivisible(model, name, size, tp)
 
 
@@ -204,8 +225,7 @@ def _index_key_bytes(model: ModelArch, indexer: SparseIndexer | None) -> int:
     return indexer.head_dim + indexer.head_dim // 128 * 4
 
 
-def _bytes(model: ModelArch, *, tp: int) -> float:
-    count = _text(model, tp=tp)
+def _bytes(model: ModelArch, count: Parameters) -> float:
     return (
         count.attention * WEIGHT_BYTES[model.attention_weights]
         + count.linear * WEIGHT_BYTES[model.linear_dtype]
@@ -214,10 +234,14 @@ def _bytes(model: ModelArch, *, tp: int) -> float:
     )
 
 
-def _text(model: ModelArch, *, tp: int) -> Parameters:
-    rows = -(-model.vocab_size // tp)
+def _ends(model: ModelArch, *, tp: int) -> int:
+    """Embedding and head: one table if they are tied."""
     tables = 1 if model.tie_word_embeddings else 2
-    other = tables * rows * model.hidden_size + (rows if model.lm_head_bias else 0)
+    return tables * -(-model.vocab_size // tp) * model.hidden_size
+
+
+def _text(model: ModelArch, *, tp: int) -> Parameters:
+    other = _ends(model, tp=tp) + (-(-model.vocab_size // tp) if model.lm_head_bias else 0)
     other += model.learned_positions * model.hidden_size + norm_size(model) + _stream_head(model) + model.other_params
     count = Parameters(0, 0, 0, other)
     for group in model.layers:
