@@ -22,9 +22,9 @@ Algorithm = Callable[[Collective, Path, DeviceEfficiency], Num | None]
 
 
 def ring_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
-    """l + 2 sum of hops around the ring + 2 (n-1)/n B / rate: reduce-scatter, then all-gather, chunk by chunk."""
+    """l + 2 sums of the hops around the ring + 2 (n-1)/n B / rate: reduce-scatter, then all-gather, chunk by chunk."""
     n = work.group
-    return e.collective_launch + 2 * _around(path, e) + work.bytes * (2 * (n - 1) / n) / _ring_rate(path, e)
+    return e.collective_launch + 2 * _ring_hops(path, e) + work.bytes * (2 * (n - 1) / n) / _ring_rate(path, e)
 
 
 def tree_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
@@ -93,13 +93,13 @@ def hierarchical_all_reduce(work: Collective, path: Path, e: DeviceEfficiency) -
     if outside:
         nodes = work.group // inside.size
         rate = min(level.ring for level in outside)
-        total = total + 2 * _around(outside, e) + work.bytes * (2 * (nodes - 1) / nodes) / _rate(rate, e)
+        total = total + 2 * _ring_hops(outside, e) + work.bytes * (2 * (nodes - 1) / nodes) / _rate(rate, e)
     return total
 
 
 def ring_all_gather(work: Collective, path: Path, e: DeviceEfficiency) -> Num:
     """l + sum of hops around the ring + (n-1) parts / rate; a reduce-scatter is the same, backwards."""
-    return e.collective_launch + _around(path, e) + _part(work) * (work.group - 1) / _ring_rate(path, e)
+    return e.collective_launch + _ring_hops(path, e) + _part(work) * (work.group - 1) / _ring_rate(path, e)
 
 
 def direct_all_gather(work: Collective, path: Path, e: DeviceEfficiency) -> Num | None:
@@ -116,7 +116,7 @@ def hierarchical_all_gather(work: Collective, path: Path, e: DeviceEfficiency) -
         return None
     inside, outside = path[0], path[1:]
     nodes = work.group // inside.size
-    between = _around(outside, e) + _part(work) * (nodes - 1) * inside.size / _rate(min(x.ring for x in outside), e)
+    between = _ring_hops(outside, e) + _part(work) * (nodes - 1) * inside.size / _rate(min(x.ring for x in outside), e)
     steps = (1 if inside.direct else inside.size - 1) * _hop(inside.latency, e)
     shared = _part(work) * nodes * (inside.size - 1) / _rate(inside.spread if inside.direct else inside.ring, e)
     return e.collective_launch + between + steps + shared
@@ -191,6 +191,11 @@ def _around(path: Path, e: DeviceEfficiency) -> float:
         total += (level.size - 1) * units * _hop(level.latency, e)
         units *= level.size
     return total
+
+
+def _ring_hops(path: Path, e: DeviceEfficiency) -> float:
+    """Seconds of the n-1 slowest of the n hops of the closed ring: what the slowest chunk waits for in one turn."""
+    return _around(path, e) + _hop(path[-1].latency, e) - min(_hop(level.latency, e) for level in path)
 
 
 def _ring_rate(path: Path, e: DeviceEfficiency) -> float:

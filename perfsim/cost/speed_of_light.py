@@ -31,7 +31,9 @@ def collective_seconds(collective: Collective, fabric: Fabric) -> Num:
     longest: Num = 0.0 * collective.bytes
     for index, level in enumerate(path):
         units = prod(other.size for other in path[index:])
-        ports = level.exit + (path[1].spread if level.scale_up and len(path) > 1 else 0.0)
+        # What an all-to-all sends goes to everywhere, and so through the middle of a torus.
+        rate = level.below * level.spread if collective.kind == "all_to_all" else level.exit
+        ports = rate + (path[1].spread if level.scale_up and len(path) > 1 else 0.0)
         longest = np.maximum(longest, _leaving(collective, path, level, units) / ports)
     return collective.count * longest
 

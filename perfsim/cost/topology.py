@@ -54,8 +54,8 @@ class Level:
 
     @property
     def exit(self) -> float:
-        """Bytes/s that can leave one unit."""
-        return self.below * self.spread
+        """Bytes/s that can leave one unit; on a torus that is more than traffic to everywhere can use."""
+        return max(self.below * self.spread, self.ring)
 
 
 Path = tuple[Level, ...]
@@ -126,7 +126,8 @@ def network_tiers(cluster: Cluster) -> tuple[Tier, ...]:
     share = min(node.nics.count * node.nics.bandwidth / node.accelerator_count, node.host_link.bandwidth)
     if isinstance(network, FatTree):
         names, switches = ("leaf", "spine", "core"), (1, 3, 5)
-        rates = (share, share * _uplinks(network), share * _uplinks(network))
+        above = share * _uplinks(network, node.nics.count)
+        rates = (share, above, above)
     else:
         names, switches = ("router", "group", "dragonfly"), (1, 2, 4)
         rates = (share, *_dragonfly_rates(network, node, share))
@@ -155,9 +156,11 @@ def bisection(cluster: Cluster) -> float:
     return half * (0.5 * network.groups / (network.groups - 1) if top.name == "dragonfly" else 1.0)  # type: ignore[union-attr]
 
 
-def _uplinks(network: FatTree) -> float:
-    """Ports up per port down; exactly what integer ports give, which may be less than 1 / oversubscription."""
-    return min(1.0, (network.radix - network.down_ports) / network.down_ports)
+def _uplinks(network: FatTree, cards: int) -> float:
+    """Ports up per port down in use; whole ports, so not quite 1 / oversubscription."""
+    down = network.down_ports
+    used = down if network.rail_optimised else down // cards * cards
+    return min(1.0, (network.radix - down) / used)
 
 
 def _dragonfly_rates(network: Dragonfly, node: Node, share: float) -> tuple[float, float]:
