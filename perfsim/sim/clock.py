@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simpy import Environment, Event
+from simpy.events import NORMAL as _NORMAL
+from simpy.events import EventPriority
 
-NORMAL = 1
+NORMAL = int(_NORMAL)
 
 
 class CountingEnvironment(Environment):
@@ -31,5 +33,5 @@ def call_at(env: Environment, time: float, callback: Callable[[Event], None], *,
     event._ok = True
     event._value = None
     event.callbacks.append(callback)
-    env.schedule(event, priority=priority, delay=max(time - env.now, 0.0))  # type: ignore[arg-type]
+    env.schedule(event, priority=EventPriority(priority), delay=max(time - env.now, 0.0))
     return event
