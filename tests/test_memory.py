@@ -15,6 +15,7 @@ from perfsim.serving.replica import plan_replica
 from perfsim.spec import catalog
 from perfsim.spec.calibration import EngineProfile
 from perfsim.spec.load import find_calibration, load_scenario
+from perfsim.spec.policy import ParallelPlan
 
 ENGINE: EngineProfile = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").engine
 FITTING = (
@@ -32,7 +33,10 @@ def plan(model: str, accelerator: str = "h100-80gb-sxm", **changes: Any) -> Memo
         "tp": 1, "engine": ENGINE, "max_num_batched_tokens": 8192, "max_num_seqs": 256, "gpu_memory_utilization": 0.9,
         "block_size": 16,
     } | changes  # fmt: skip
-    return memory_plan(model=catalog.model(model), accelerator=catalog.accelerator(accelerator), **settings)
+    parallel = ParallelPlan(**{key: settings.pop(key) for key in ("tp", "dp", "ep", "pp") if key in settings})
+    return memory_plan(
+        model=catalog.model(model), accelerator=catalog.accelerator(accelerator), parallel=parallel, **settings
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("model", FITTING)

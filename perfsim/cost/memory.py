@@ -10,6 +10,7 @@ from perfsim.ops.params import kv_bytes_per_token_per_gpu, kv_bytes_per_token_pe
 from perfsim.spec.calibration import EngineProfile
 from perfsim.spec.hardware import Accelerator
 from perfsim.spec.model import ACTIVATION_BYTES, DenseMLP, ModelArch
+from perfsim.spec.policy import ParallelPlan
 from perfsim.units import GB
 
 
@@ -31,9 +32,8 @@ class MemoryPlan:
 
 
 def memory_plan(
-    *, model: ModelArch, accelerator: Accelerator, tp: int, dp: int = 1, ep: int = 1, pp: int = 1,
-    engine: EngineProfile, max_num_batched_tokens: int,
-    max_num_seqs: int, gpu_memory_utilization: float, block_size: int,
+    *, model: ModelArch, accelerator: Accelerator, parallel: ParallelPlan, engine: EngineProfile,
+    max_num_batched_tokens: int, max_num_seqs: int, gpu_memory_utilization: float, block_size: int,
     kv_cache_blocks: int | None = None, kv_cache_memory: float | None = None,
 ) -> MemoryPlan:  # fmt: skip
     """KV = utilization * (capacity - driver) - weights - peak activations - libraries, cut into whole blocks.
@@ -45,9 +45,10 @@ def memory_plan(
     Neglected: allocator fragmentation, CUDA graphs (vLLM captures them after sizing the cache).
     Raises InfeasibleError, binding "HBM capacity", when weights and activations leave no room for the cache.
     """
-    weights = weight_bytes_per_gpu(model, tp=tp, dp=dp, ep=ep, pp=pp)
+    tp, pp = parallel.tp, parallel.pp
+    weights = weight_bytes_per_gpu(model, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
     activations = _activation_bytes(model, tp, engine, max_num_batched_tokens, max_num_seqs)
-    runtime = engine.context_memory + (engine.communication_memory if tp * dp * pp > 1 else 0.0)
+    runtime = engine.context_memory + (engine.communication_memory if parallel.gpus > 1 else 0.0)
     usable = gpu_memory_utilization * accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
     room = usable - weights - activations - runtime
     per_token, windows = _kv_layout(model, tp, block_size)
