@@ -4,7 +4,8 @@ Every count is a sum over the layer groups of a ModelArch and exact, norms and b
 follows Megatron (arXiv:1909.08053, section 3) as vLLM applies it: columns of Q, K, V, gate and up and rows of output
 and down are divided, embedding and head are divided by vocabulary; norms, routers, row-parallel biases, vision towers,
 sparse indexers, latent projections of experts and the down-projections of multi-head latent attention are held by
-every GPU; K and V heads (and Mamba-2's groups) are copied when there are fewer than GPUs.
+every GPU; K and V heads (and Mamba-2's groups) are copied when there are fewer than GPUs. Neglected: vLLM shards vision
+towers, too, where their heads divide.
 """
 
 from __future__ import annotations
