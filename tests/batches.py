@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from perfsim.ops.step import StepShape, attention_windows
+from perfsim.ops.step import Span, StepShape, attention_spans, context_read
 from perfsim.spec.model import ModelArch
 
 Chunks = list[tuple[int, int]]
@@ -16,22 +16,25 @@ prefills = st.lists(st.tuples(st.integers(1, 8192), st.integers(0, 100_000)), ma
 
 def batch_shape(model: ModelArch, past: list[int], chunks: Chunks) -> StepShape:
     """The step that decodes sequences of `past` tokens and computes prefill `chunks`, summed token by token."""
-    reach = [window or 1 << 62 for window in attention_windows(model)]
+    spans = attention_spans(model)
     new = sum(chunk for chunk, _ in chunks)
     return StepShape(
         tokens=float(len(past) + new),
         logits=float(len(past) + len(chunks)),
         decode_sequences=float(len(past)),
-        decode_context=tuple(float(sum(min(tokens + 1, limit) for tokens in past)) for limit in reach),
+        decode_context=tuple(float(sum(span.attended(tokens) for tokens in past)) for span in spans),
         prefill_tokens=float(new),
-        prefill_pairs=tuple(
-            float(sum(np.minimum(np.arange(start + 1, start + chunk + 1), limit).sum() for chunk, start in chunks))
-            for limit in reach
-        ),
-        prefill_context=tuple(
-            float(sum(start + chunk - max(0, start + 1 - limit) for chunk, start in chunks)) for limit in reach
-        ),
+        prefill_pairs=tuple(float(sum(_pairs(span, chunk, start) for chunk, start in chunks)) for span in spans),
+        prefill_context=tuple(float(sum(context_read(*work, span) for work in chunks)) for span in spans),
     )
+
+
+def _pairs(span: Span, chunk: int, start: int) -> int:
+    """Token by token, as arrays."""
+    positions = np.arange(start, start + chunk)
+    if span.kind == "chunk":
+        return int((positions % span.size + 1).sum())
+    return int(np.minimum(positions + 1, span.size or 1 << 62).sum())
 
 
 def stacked(steps: list[StepShape]) -> StepShape:

@@ -22,7 +22,7 @@ from perfsim.cost.step import gpu_parts, step_estimate
 from perfsim.cost.topology import fabric
 from perfsim.errors import InfeasibleError
 from perfsim.ops.op import Op
-from perfsim.ops.step import StepShape, attention_windows
+from perfsim.ops.step import StepShape, attention_spans
 from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration
@@ -66,9 +66,8 @@ def calibration_of(accelerator: str) -> Calibration:
 def load_shape(model: str, load: tuple[int, int, int, int]) -> StepShape:
     """A step of equal decodes and one chunk, whose sums may be far beyond what a list could hold."""
     sequences, context, chunk, past = load
-    reach = [window or 1 << 62 for window in attention_windows(model_of(model))]
     one = batch_shape(model_of(model), [context - 1], [(chunk, past)] if chunk else [])
-    decoding = tuple(float(sequences * min(context, limit)) for limit in reach)
+    decoding = tuple(float(sequences * span.attended(context - 1)) for span in attention_spans(model_of(model)))
     logits = float(sequences + bool(chunk))
     return StepShape(
         float(sequences + chunk), logits, float(sequences), decoding, one.prefill_tokens, one.prefill_pairs,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfsim.cost.step_model import compile_steps
-from perfsim.ops.step import attention_windows
+from perfsim.ops.step import attention_spans
 from perfsim.serving.check import Ledger, check_conservation
 from perfsim.serving.driver import ClosedLoop, run_open_loop
 from perfsim.serving.engine import Engine, EngineConfig
@@ -91,10 +91,10 @@ class Log:
 def run(kind: str, engine_type, config: EngineConfig, chunk: RequestChunk, clients: int, think: float):
     model = tiny_model(kind)
     log, ledger = Log(), Ledger()
-    recorder = Recorder((log, ledger), windows=len(attention_windows(model)), chunk=64)
+    recorder = Recorder((log, ledger), windows=len(attention_spans(model)), chunk=64)
     loop = ClosedLoop(ClosedLoopSource(iter([chunk]), clients, think), ingress=0.002, egress=0.001, block_size=BLOCK)
     engine = engine_type(
-        config=config, steps=compiled(kind, config), recorder=recorder, windows=attention_windows(model),
+        config=config, steps=compiled(kind, config), recorder=recorder, windows=attention_spans(model),
         on_finish=loop.on_finish if clients else None,
     )  # fmt: skip
     if clients:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_fast_forward import BLOCK, Log, scenarios
 
 from perfsim.cost.step_model import DecodeRun, compile_steps
-from perfsim.ops.step import attention_windows
+from perfsim.ops.step import FULL, attention_spans
 from perfsim.serving.check import Ledger, check_conservation
 from perfsim.serving.driver import ClosedLoop, run_open_loop
 from perfsim.serving.engine import Engine
@@ -48,7 +48,7 @@ def compiled(config: EngineConfig, *, dp: int, spread: bool):
 
 
 def run(kind, config: EngineConfig, chunk: RequestChunk, *, dp: int, clients: int, spread: bool):
-    windows = attention_windows(MODEL)
+    windows = attention_spans(MODEL)
     steps = compiled(config, dp=dp, spread=spread)
     logs, ledgers, ranks = [Log() for _ in range(dp)], [Ledger() for _ in range(dp)], []
     loop = ClosedLoop(ClosedLoopSource(iter([chunk]), clients, 0.03), ingress=0.002, egress=0.001, block_size=BLOCK)
@@ -101,13 +101,13 @@ def test_one_rank_is_an_engine():
     alone = Log()
     engine = Engine(
         config=config, steps=compiled(config, dp=1, spread=False), recorder=Recorder((alone,), windows=1),
-        windows=(None,),
+        windows=(FULL,),
     )  # fmt: skip
     run_open_loop(engine, [chunk], ingress=0.002, block_size=BLOCK)
     engine.recorder.flush()
     steps = replace_group_table(compiled(config, dp=1, spread=False))
     log = Log()
-    rank = Engine(config=config, steps=steps, recorder=Recorder((log,), windows=1), windows=(None,))
+    rank = Engine(config=config, steps=steps, recorder=Recorder((log,), windows=1), windows=(FULL,))
     run_open_loop(LockstepGroup([rank], steps=steps), [chunk], ingress=0.002, block_size=BLOCK)
     rank.recorder.flush()
     assert log.requests == alone.requests

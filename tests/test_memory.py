@@ -15,7 +15,7 @@ from perfsim.serving.replica import plan_replica
 from perfsim.spec import catalog
 from perfsim.spec.calibration import EngineProfile
 from perfsim.spec.load import find_calibration, load_scenario
-from perfsim.spec.policy import ParallelPlan
+from perfsim.spec.policy import ParallelPlan, ServingPolicy
 
 ENGINE: EngineProfile = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").engine
 FITTING = (
@@ -29,14 +29,13 @@ FITTING = (
 
 
 def plan(model: str, accelerator: str = "h100-80gb-sxm", **changes: Any) -> MemoryPlan:
-    settings = {
-        "tp": 1, "engine": ENGINE, "max_num_batched_tokens": 8192, "max_num_seqs": 256, "gpu_memory_utilization": 0.9,
-        "block_size": 16,
-    } | changes  # fmt: skip
-    parallel = ParallelPlan(**{key: settings.pop(key) for key in ("tp", "dp", "ep", "pp") if key in settings})
+    arch = catalog.model(model)
+    parallel = ParallelPlan(**{key: changes.pop(key) for key in ("tp", "dp", "ep", "pp") if key in changes})
+    limits = {"max_num_batched_tokens": 8192, "max_num_seqs": 256, "max_model_len": arch.max_position_embeddings}
+    policy = ServingPolicy(**limits | changes)
     return memory_plan(
-        model=catalog.model(model), accelerator=catalog.accelerator(accelerator), parallel=parallel, **settings
-    )  # fmt: skip
+        model=arch, accelerator=catalog.accelerator(accelerator), parallel=parallel, engine=ENGINE, policy=policy
+    )
 
 
 @pytest.mark.parametrize("model", FITTING)
@@ -80,7 +79,7 @@ def test_more_utilization_never_means_fewer_blocks(model: str, first: float, sec
 
 @pytest.mark.parametrize("model", FITTING)
 @settings(max_examples=30, deadline=None)
-@given(tokens=st.integers(256, 8192), more=st.integers(0, 8192), seqs=st.integers(1, 256), further=st.integers(0, 256))
+@given(tokens=st.integers(512, 8192), more=st.integers(0, 8192), seqs=st.integers(1, 256), further=st.integers(0, 256))
 def test_bigger_steps_never_leave_more_blocks(model: str, tokens: int, more: int, seqs: int, further: int) -> None:
     base = plan(model, max_num_batched_tokens=tokens, max_num_seqs=seqs)
     assert plan(model, max_num_batched_tokens=tokens + more, max_num_seqs=seqs).kv_blocks <= base.kv_blocks

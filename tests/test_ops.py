@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from perfsim.ops.mlp import distinct_experts
 from perfsim.ops.op import Collective, Op
-from perfsim.ops.step import StepShape, attended_pairs, context_read
+from perfsim.ops.step import FULL, Span, StepShape, attended_pairs, context_read
 from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
 from perfsim.spec.model import WEIGHT_BYTES, ModelArch
@@ -39,24 +39,34 @@ def published(name: str) -> dict[str, Any]:
     return content
 
 
+spans = st.one_of(st.just(FULL), st.builds(Span, st.sampled_from(["window", "chunk", "top_k"]), st.integers(1, 500)))
+
+
 @settings(deadline=None)
-@given(st.integers(1, 400), st.integers(0, 400), st.one_of(st.none(), st.integers(1, 500)))
-def test_attended_pairs_and_context_read_count_what_a_loop_counts(chunk: int, past: int, window: int | None) -> None:
+@given(st.integers(1, 400), st.integers(0, 400), spans)
+def test_attended_pairs_and_context_read_count_what_a_loop_counts(chunk: int, past: int, span: Span) -> None:
     seen: set[int] = set()
     pairs = 0
     for token in range(past, past + chunk):
-        first = 0 if window is None else max(0, token + 1 - window)
-        pairs += token + 1 - first
-        seen.update(range(first, token + 1))
-    assert attended_pairs(chunk, past, window) == pairs
-    assert context_read(chunk, past, window) == len(seen)
+        first = {
+            "full": 0, "window": token + 1 - span.size, "top_k": token + 1 - span.size,
+            "chunk": token // max(1, span.size) * span.size,
+        }[span.kind]  # fmt: skip
+        attended = range(max(0, first), token + 1)
+        assert span.attended(token) == len(attended)
+        pairs += len(attended)
+        seen.update(attended)
+    assert attended_pairs(chunk, past, span) == pairs
+    # Picks may lie anywhere: between the tail, as if they were a window, and all there is.
+    read = context_read(chunk, past, span)
+    assert len(seen) <= read <= min(pairs, past + chunk) if span.kind == "top_k" else read == len(seen)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**7), st.one_of(st.none(), st.integers(1, 10**6)))
-def test_two_chunks_attend_what_one_does(first: int, second: int, past: int, window: int | None) -> None:
-    parts = attended_pairs(first, past, window) + attended_pairs(second, past + first, window)
-    assert attended_pairs(first + second, past, window) == parts
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**7), spans)
+def test_two_chunks_attend_what_one_does(first: int, second: int, past: int, span: Span) -> None:
+    parts = attended_pairs(first, past, span) + attended_pairs(second, past + first, span)
+    assert attended_pairs(first + second, past, span) == parts
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -85,9 +95,9 @@ def test_windowed_layers_attend_their_window(past: list[int], chunks: Chunks) ->
     model = catalog.model("openai--gpt-oss-20b")  # 12 full layers and 12 of window 128; 64 heads of 64
     items = ops(model, batch_shape(model, past, chunks))
     pairs = 0
-    for window in (None, 128):
-        pairs += sum(tokens + 1 if window is None else min(tokens + 1, window) for tokens in past)
-        pairs += sum(attended_pairs(chunk, start, window) for chunk, start in chunks)
+    for span in (FULL, Span("window", 128)):
+        pairs += sum(tokens + 1 if span == FULL else min(tokens + 1, 128) for tokens in past)
+        pairs += sum(attended_pairs(chunk, start, span) for chunk, start in chunks)
     attention = flops(items, "decode_attention", "prefill_attention")
     assert attention == pytest.approx(12 * pairs * 4 * 64 * 64, rel=1e-12, abs=0)
 
@@ -100,7 +110,7 @@ def test_flops_of_an_mla_mixture_of_experts() -> None:
     items = ops(model, step)
     # Decode attends the latent itself: scores over latent + rope, weighted sum over latent (arXiv:2405.04434, 2.1.2).
     assert flops(items, "decode_attention") == 61 * 6000 * 2 * heads * (latent + rope + latent)
-    pairs = attended_pairs(512, 1024, None)
+    pairs = attended_pairs(512, 1024)
     assert flops(items, "prefill_attention") == 61 * pairs * 2 * heads * (nope + rope + value)
     shared, routed, inner = raw["n_shared_experts"], raw["num_experts_per_tok"], raw["moe_intermediate_size"]
     per_token = 61 * (hidden * (rank + latent + rope) + rank * heads * (nope + rope) + heads * value * hidden)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference_block_pool import Holder, ReferencePool
 from test_fast_forward import Log, compiled, tiny_model
 
-from perfsim.ops.step import attention_windows
+from perfsim.ops.step import attention_spans
 from perfsim.serving.check import Ledger, check_conservation
 from perfsim.serving.driver import in_blocks, of_adapter
 from perfsim.serving.engine import Engine, EngineConfig
@@ -82,9 +82,9 @@ def run(workload, config: EngineConfig, *, engine_type=Engine, kind: str = "gqa"
     source = session_source(workload, seed=seed, max_context=config.max_model_len)
     sessions = Sessions(source, ingress=INGRESS, egress=EGRESS, block_size=BLOCK)
     log, ledger = Log(), Ledger()
-    recorder = Recorder((log, ledger), windows=len(attention_windows(tiny_model(kind))), chunk=64)
+    recorder = Recorder((log, ledger), windows=len(attention_spans(tiny_model(kind))), chunk=64)
     engine = engine_type(
-        config=config, steps=compiled(kind, config), recorder=recorder, windows=attention_windows(tiny_model(kind)),
+        config=config, steps=compiled(kind, config), recorder=recorder, windows=attention_spans(tiny_model(kind)),
         on_finish=sessions.on_finish,
     )  # fmt: skip
     result = Run(log, recorder, sessions)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from perfsim.cost.step import step_estimate
 from perfsim.cost.step_model import CompiledSteps, compile_steps
-from perfsim.ops.step import StepShape, attention_windows
+from perfsim.ops.step import StepShape, attention_spans
 from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.load import find_calibration
@@ -86,15 +86,16 @@ def test_compiled_and_explained_steps_last_equally_long(case: Case, past: list[i
 
 def decode_sums(name: str, past: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(attended tokens, their growth per step), each per window."""
-    reach = [window or 1 << 62 for window in attention_windows(catalog.model(name))]
-    context = tuple(sum(min(tokens + 1, limit) for tokens in past) for limit in reach)
-    return context, tuple(sum(tokens + 1 < limit for tokens in past) for limit in reach)
+    spans = attention_spans(catalog.model(name))
+    context = tuple(sum(span.attended(tokens) for tokens in past) for span in spans)
+    grown = tuple(sum(span.attended(tokens + 1) for tokens in past) for span in spans)
+    return context, tuple(after - before for after, before in zip(grown, context, strict=True))
 
 
 def window_steps(name: str, past: list[int], limit: int) -> int:
     """Steps until a window fills: the engine never asks for more, because the growth changes there."""
-    for window in attention_windows(catalog.model(name)):
-        left = [window - tokens - 1 for tokens in past if window is not None and tokens + 1 < window]
+    for span in attention_spans(catalog.model(name)):
+        left = [span.size - tokens - 1 for tokens in past if tokens + 1 < span.size]
         limit = min([limit, *left])
     return limit
 

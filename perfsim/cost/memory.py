@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor
+from typing import NamedTuple
 
 from perfsim.errors import InfeasibleError
-from perfsim.ops.params import kv_bytes_per_token_per_gpu, kv_bytes_per_token_per_layer, weight_bytes_per_gpu
+from perfsim.ops.cache import CacheDType, bounded_bytes, entry_bytes, growing_bytes
+from perfsim.ops.params import state_bytes_per_layer, weight_bytes_per_gpu
 from perfsim.spec.calibration import EngineProfile
 from perfsim.spec.hardware import Accelerator
-from perfsim.spec.model import ACTIVATION_BYTES, DenseMLP, ModelArch
-from perfsim.spec.policy import ParallelPlan
+from perfsim.spec.model import (
+    ACTIVATION_BYTES,
+    DenseMLP,
+    LinearAttention,
+    Mamba2,
+    MixtureOfExperts,
+    ModelArch,
+    MultiHeadLatentAttention,
+)
+from perfsim.spec.policy import ParallelPlan, ServingPolicy
 from perfsim.units import GB
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes of one GPU by use; `kv_blocks` blocks of `block_size` tokens, one of them vLLM's null block."""
+    """Bytes of one GPU by use; `kv_blocks` blocks of `block_size` tokens, one of them vLLM's null block.
+
+    A sequence holds one block per `block_size` tokens and `window_blocks` more, whatever its length.
+    """
 
     capacity: float
     weights: float
@@ -25,6 +38,7 @@ class MemoryPlan:
     kv_cache: float
     kv_blocks: int
     window_blocks: int
+    block_size: int
 
     @property
     def usable_blocks(self) -> int:
@@ -32,28 +46,31 @@ class MemoryPlan:
 
 
 def memory_plan(
-    *, model: ModelArch, accelerator: Accelerator, parallel: ParallelPlan, engine: EngineProfile,
-    max_num_batched_tokens: int, max_num_seqs: int, gpu_memory_utilization: float, block_size: int,
-    kv_cache_blocks: int | None = None, kv_cache_memory: float | None = None,
-) -> MemoryPlan:  # fmt: skip
+    *, model: ModelArch, accelerator: Accelerator, parallel: ParallelPlan, engine: EngineProfile, policy: ServingPolicy
+) -> MemoryPlan:
     """KV = utilization * (capacity - driver) - weights - peak activations - libraries, cut into whole blocks.
 
-    As in vLLM's `determine_available_memory`; `kv_cache_memory` replaces the sum, `kv_cache_blocks` the block count.
-    A model that mixes full and windowed layers keeps blocks per attention group, as vLLM's hybrid KV cache manager
-    does: a block spans the layers of one group, and a sequence holds `window_blocks` more for its windows.
-    A model with windowed layers only is charged as if it kept its whole context.
+    As in vLLM's `determine_available_memory`; the policy's `kv_cache_memory` replaces the sum, its
+    `kv_cache_blocks` the block count. Its None fields must have been filled in.
+    Blocks and what a sequence holds beside them follow vLLM's hybrid KV cache manager, see `_cache_layout`.
     Neglected: allocator fragmentation, CUDA graphs (vLLM captures them after sizing the cache).
     Raises InfeasibleError, binding "HBM capacity", when weights and activations leave no room for the cache.
     """
     tp, pp = parallel.tp, parallel.pp
+    tokens, seqs, longest = policy.max_num_batched_tokens, policy.max_num_seqs, policy.max_model_len
+    if tokens is None or seqs is None or longest is None:
+        raise ValueError("the policy is not resolved: load the scenario, or fill in its limits")
     weights = weight_bytes_per_gpu(model, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
-    activations = _activation_bytes(model, tp, engine, max_num_batched_tokens, max_num_seqs)
+    activations = _activation_bytes(model, tp, engine, tokens, seqs)
     runtime = engine.context_memory + (engine.communication_memory if parallel.gpus > 1 else 0.0)
-    usable = gpu_memory_utilization * accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
+    usable = policy.gpu_memory_utilization * accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
     room = usable - weights - activations - runtime
-    per_token, windows = _kv_layout(model, tp, block_size)
-    per_token *= -(-model.num_hidden_layers // pp) / model.num_hidden_layers  # of the fullest stage
-    least = (2 + windows) * per_token * block_size
+    copies = 2 if policy.enable_prefix_caching else 1
+    block_size, block, windows = _cache_layout(
+        model, tp, policy.block_size, longest, policy.kv_cache_dtype, state_copies=copies
+    )
+    block *= -(-model.num_hidden_layers // pp) / model.num_hidden_layers  # of the fullest stage
+    least = (2 + windows) * block
     if room < least:
         raise InfeasibleError(
             f"{model.name} does not fit {accelerator.name} with tp={tp}: weights {weights / GB:.1f} GB, activations "
@@ -61,15 +78,15 @@ def memory_plan(
             f"{usable / GB:.1f} GB; HBM capacity binds, use more GPUs (tp) or a smaller model",
             binding="HBM capacity",
         )
-    available = room if kv_cache_memory is None else kv_cache_memory
-    blocks = floor(available / (per_token * block_size)) if kv_cache_blocks is None else kv_cache_blocks
+    available = room if policy.kv_cache_memory is None else policy.kv_cache_memory
+    blocks = floor(available / block) if policy.kv_cache_blocks is None else policy.kv_cache_blocks
     if blocks < 2 + windows:
         raise InfeasibleError(
             f"the KV cache holds {blocks} blocks of {block_size} tokens, a sequence needs at least {2 + windows}; "
             "policy.kv_cache_blocks or policy.kv_cache_memory binds",
             binding="KV cache size",
         )
-    used = weights + activations + runtime + blocks * per_token * block_size
+    used = weights + activations + runtime + blocks * block
     if used > accelerator.memory.capacity:
         raise InfeasibleError(
             f"a KV cache of {blocks:,} blocks makes {used / GB:.1f} GB per GPU, {accelerator.name} has "
@@ -77,7 +94,7 @@ def memory_plan(
             binding="HBM capacity",
         )
     return MemoryPlan(
-        accelerator.memory.capacity, weights, activations, runtime, blocks * per_token * block_size, blocks, windows
+        accelerator.memory.capacity, weights, activations, runtime, blocks * block, blocks, windows, block_size
     )
 
 
@@ -85,30 +102,71 @@ def _activation_bytes(model: ModelArch, tp: int, engine: EngineProfile, tokens: 
     """Peak of the profiling step: the widest layer's activations for every token, and the sampler's fp32 logits."""
     width = 0.0
     for group in model.layers:
-        mlp = group.mlp
+        inner, mlp, mixer = 0.0, group.mlp, group.attention
         if isinstance(mlp, DenseMLP):
             inner = 2.0 * mlp.intermediate_size / tp
-        else:
+        elif isinstance(mlp, MixtureOfExperts):
             inner = 2.0 * (mlp.num_experts_per_tok * mlp.moe_intermediate_size + mlp.shared_intermediate_size) / tp
+        if isinstance(mixer, LinearAttention | Mamba2):
+            output = mixer.value_width if isinstance(mixer, LinearAttention) else mixer.inner_width
+            inner = max(inner, (mixer.conv_width + output) / tp)
         width = max(width, inner + 2.0 * model.hidden_size)
     logits = engine.logit_copies * min(seqs, tokens) * model.vocab_size * 4.0
     return engine.activation_copies * tokens * width * ACTIVATION_BYTES[model.dtype] + logits
 
 
-def _kv_layout(model: ModelArch, tp: int, block_size: int) -> tuple[float, int]:
-    """(KV bytes per token of one block, extra blocks that each sequence holds for windowed layers)."""
-    full = kv_bytes_per_token_per_gpu(model, tp=tp)
-    layers: dict[int | None, int] = {}
+class _Layout(NamedTuple):
+    block_size: int
+    block_bytes: float
+    extra_blocks: int
+
+
+def _cache_layout(
+    model: ModelArch, tp: int, block_size: int, max_model_len: int, kv_cache_dtype: CacheDType, *, state_copies: int
+) -> _Layout:
+    """Tokens and bytes of a block, and the blocks that a sequence holds whatever its length.
+
+    A block spans the layers whose cache grows with the context. What other layers keep is counted in the same blocks,
+    per group of as many bytes, as in vLLM's `_get_kv_cache_groups_uniform_page_size`:
+
+    - a window or chunk: the blocks that so many tokens (`max_model_len` at most) can touch. A sequence is charged for
+      a full window from its start, which overcharges those shorter than a wide one.
+    - a recurrent state: one page per group of layers, two where prefix caching keeps a checkpoint beside it. Blocks
+      grow until one layer's entries fill a page (vLLM's `_align_hybrid_block_size`). Neglected: checkpoints that stay.
+
+    Without growing layers, recurrent models have blocks of `max_model_len` tokens, a state each (as vLLM without prefix
+    caching: no prefix is ever found), and windowed ones are charged as if they kept their whole context.
+    """
+    growing = entry = held = page = 0.0
+    bounded: dict[int, float] = {}
     for group in model.layers:
-        layers[group.attention.window] = layers.get(group.attention.window, 0) + group.count
-    unlimited = layers.pop(None, 0)
-    if not layers:
-        return full, 0
-    if not unlimited:  # vLLM frees what has left the window; here such a sequence keeps all of it
-        everything = sum(group.count * kv_bytes_per_token_per_layer(model, group, tp=tp) for group in model.layers)
-        return everything, 0
-    extra = 0
-    for window, count in layers.items():
-        if window is not None:
-            extra += ceil(count / unlimited) * (ceil(window / block_size) + 1)
-    return full, extra
+        attention = group.attention
+        entry = max(entry, entry_bytes(model, attention, tp=tp, kv_cache_dtype=kv_cache_dtype))
+        growing += group.count * growing_bytes(model, group, tp=tp, kv_cache_dtype=kv_cache_dtype)
+        size, bytes_per_token = bounded_bytes(model, attention, tp=tp, kv_cache_dtype=kv_cache_dtype)
+        bounded[size] = bounded.get(size, 0.0) + group.count * bytes_per_token
+        state = state_bytes_per_layer(model, group, tp=tp)
+        held += group.count * state
+        if isinstance(attention, LinearAttention | Mamba2):
+            page = max(page, float(state))
+    if not growing and any(bounded.values()):
+        growing, bounded = sum(bounded.values()), {}
+    if not growing:
+        return _Layout(max_model_len, held, state_copies - 1)
+    if page:
+        latent = any(isinstance(group.attention, MultiHeadLatentAttention) for group in model.layers)
+        step = max(block_size, 128 if latent else 16)
+        block_size = max(block_size, step * _whole(page / (step * entry)))
+    block, extra = growing * block_size, 0
+    for size, bytes_per_token in bounded.items():
+        touched = ceil(min(size, max_model_len) / block_size) + 1
+        extra += _whole(bytes_per_token / growing) * touched
+    if not page:  # spans that are not summed up yet
+        return _Layout(block_size, block, extra + _whole(held / block))
+    layers = sum(group.count for group in model.layers if group.state is not None)
+    return _Layout(block_size, block, extra + state_copies * _whole(layers * block_size * entry / block))
+
+
+def _whole(amount: float) -> int:
+    """The next whole number, rounding errors forgiven."""
+    return ceil(amount - 1e-9)

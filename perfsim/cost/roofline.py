@@ -22,13 +22,14 @@ from perfsim.spec.hardware import Accelerator
 
 COMPONENT = {
     "gemm": "linear", "lm_head": "lm_head", "moe": "experts", "prefill_attention": "prefill_attention",
-    "decode_attention": "decode_attention", "elementwise": "elementwise", "sampling": "sampling",
+    "decode_attention": "decode_attention", "recurrence": "recurrence",
+    "elementwise": "elementwise", "sampling": "sampling",
 }  # fmt: skip
 
 
 def op_estimate(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency, power: PowerModel) -> Estimate:
     """Time, work and dynamic energy of all `count` kernels of `op` on one GPU; zero where it is not active."""
-    launch, compute, bandwidth = _coefficients(op, efficiency)
+    launch, compute, bandwidth = coefficients(op, efficiency)
     memory = accelerator.memory
     compute_s = op.flops / (compute * peak_flops(accelerator, op.dtype))
     memory_s = (op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / bandwidth
@@ -58,9 +59,9 @@ def decode_attention_curve(op: Op, accelerator: Accelerator, efficiency: DeviceE
     for context, fraction in efficiency.decode_attention:
         x.append(context)
         # More context is never faster, however steeply a fitted efficiency may rise.
-        y.append(max(y[-1], (fixed + per_entry * context) / fraction, op.entry_flops * context / rate))
+        y.append(max(y[-1], (fixed + per_entry * context) / fraction, op.pair_flops * context / rate))
     last = efficiency.decode_attention[-1][1]
-    return PiecewiseLinear(x, y, final_slope=max(per_entry / last, op.entry_flops / rate))
+    return PiecewiseLinear(x, y, final_slope=max(per_entry / last, op.pair_flops / rate))
 
 
 def dynamic_joules(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency, power: PowerModel) -> Num:
@@ -76,7 +77,7 @@ def dynamic_joules(op: Op, accelerator: Accelerator, efficiency: DeviceEfficienc
     return op.flops * per_flop + (op.read_bytes + op.write_bytes) * per_byte
 
 
-def _coefficients(op: Op, e: DeviceEfficiency) -> tuple[float, float, float]:
+def coefficients(op: Op, e: DeviceEfficiency) -> tuple[float, float, float]:
     """(launch seconds, compute fraction, bandwidth fraction) of an operator kind."""
     if op.kind in ("gemm", "lm_head"):
         return e.gemm_launch, e.gemm_compute, e.gemm_bandwidth
@@ -86,4 +87,6 @@ def _coefficients(op: Op, e: DeviceEfficiency) -> tuple[float, float, float]:
         return e.prefill_attention_launch, e.prefill_attention_compute, e.prefill_attention_bandwidth
     if op.kind == "decode_attention":
         return e.decode_attention_launch, e.decode_attention_compute, e.decode_attention[-1][1]
+    if op.kind == "recurrence":  # nobody has measured these kernels: tiles as in prefill attention, streams as any
+        return e.elementwise_launch, e.prefill_attention_compute, e.elementwise_bandwidth
     return e.elementwise_launch, 1.0, e.elementwise_bandwidth

@@ -8,6 +8,7 @@ from perfsim.cost.collective import collective_estimate
 from perfsim.cost.estimate import Estimate, overlap
 from perfsim.cost.roofline import op_estimate
 from perfsim.cost.topology import fabric
+from perfsim.ops.cache import CacheDType
 from perfsim.ops.op import Num, Op
 from perfsim.ops.step import StepShape
 from perfsim.ops.transformer import lower
@@ -20,6 +21,7 @@ from perfsim.spec.model import ModelArch
 def step_estimate(
     step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration, async_scheduling: bool,
     dp: int = 1, ep: int = 1, pp: int = 1, cluster: Cluster | None = None,
+    kv_cache_dtype: CacheDType = "auto",
 ) -> Estimate:  # fmt: skip
     """Duration of one step on one of `tp` GPUs (all run in lock step), with its energy per GPU.
 
@@ -30,7 +32,7 @@ def step_estimate(
     gpu = Estimate(0.0 * step.tokens)
     for part in gpu_parts(
         step, model=model, node=node, tp=tp, calibration=calibration,
-        dp=dp, ep=ep, pp=pp, cluster=cluster,
+        dp=dp, ep=ep, pp=pp, cluster=cluster, kv_cache_dtype=kv_cache_dtype,
     ):  # fmt: skip
         gpu += part
     schedule, exposed = host_parts(step, calibration)
@@ -41,12 +43,13 @@ def step_estimate(
 def gpu_parts(
     step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration,
     dp: int = 1, ep: int = 1, pp: int = 1, cluster: Cluster | None = None,
+    kv_cache_dtype: CacheDType = "auto",
 ) -> Iterator[Estimate]:  # fmt: skip
     """Every operator and collective of a step on one GPU, in order; they run one after the other."""
     engine, links = calibration.engine, fabric(node, cluster)
     for work in lower(
         model, step, tp=tp, dp=dp, ep=ep, pp=pp, expert_popularity=engine.expert_popularity,
-        sampling_passes=engine.sampling_passes,
+        sampling_passes=engine.sampling_passes, kv_cache_dtype=kv_cache_dtype,
     ):  # fmt: skip
         if isinstance(work, Op):
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)

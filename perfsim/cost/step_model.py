@@ -14,12 +14,20 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from perfsim.cost.collective import collective_estimate
-from perfsim.cost.device import peak_flops
-from perfsim.cost.piecewise import PiecewiseLinear
-from perfsim.cost.roofline import decode_attention_curve, op_estimate
+from perfsim.cost.roofline import op_estimate
+from perfsim.cost.terms import (
+    DecodeTerm,
+    LinearTerm,
+    PrefillTerm,
+    blend,
+    decode_terms,
+    linear_terms,
+    prefill_terms,
+)
 from perfsim.cost.topology import fabric
-from perfsim.ops.op import Driver, Num, Op
-from perfsim.ops.step import StepShape, attention_windows
+from perfsim.ops.cache import CacheDType
+from perfsim.ops.op import Collective, Driver, Num, Op
+from perfsim.ops.step import StepShape, attention_spans
 from perfsim.ops.transformer import lower
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.cluster import Cluster
@@ -36,7 +44,7 @@ class DecodeRun(NamedTuple):
 
 
 class StepModel(Protocol):
-    """What a serving engine asks of a cost model; tuples are aligned with the model's attention windows."""
+    """What a serving engine asks of a cost model; tuples are aligned with the model's attention spans."""
 
     def step_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
@@ -49,42 +57,16 @@ class StepModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionTerm:
-    """Attention of all layers of one shape: decode curve, and prefill as launch + max(pairs, entries and tokens)."""
-
-    window: int
-    count: int
-    launch: float
-    curve: PiecewiseLinear
-    prefill_launch: float
-    per_pair: float
-    per_entry: float
-    per_token: float
-
-
-@dataclass(frozen=True, slots=True)
-class ExpansionTerm:
-    """MLA's re-expansion of K and V: count * (launch + max(fixed + per_entry * x, compute * x))."""
-
-    window: int
-    count: int
-    launch: float
-    fixed: float
-    per_entry: float
-    compute: float
-
-    def seconds(self, entries: float) -> float:
-        return self.count * (self.launch + max(self.fixed + self.per_entry * entries, self.compute * entries))
-
-
-@dataclass(frozen=True, slots=True)
 class CompiledSteps:
     """A StepModel of tables and coefficients; see `compile_steps`."""
 
     token_s: list[float]
     logit_s: list[float]
-    attention: tuple[AttentionTerm, ...]
-    expansion: tuple[ExpansionTerm, ...]
+    decode: tuple[DecodeTerm, ...]
+    prefill: tuple[PrefillTerm, ...]
+    expansion: tuple[LinearTerm, ...]
+    decode_state: tuple[LinearTerm, ...]
+    prefill_state: tuple[LinearTerm, ...]
     exposed: float
     schedule: float
     per_sequence: float
@@ -106,15 +88,19 @@ class CompiledSteps:
     ) -> float:  # fmt: skip
         """Seconds of one step on the GPU, without what data-parallel ranks do together."""
         gpu = self.token_s[tokens] + self.logit_s[logits]
-        for term in self.attention:
-            if decodes:
-                value = term.curve.locate(context[term.window] / decodes)[0]
+        if decodes:
+            for term in self.decode:
+                value = term.curve.locate(blend(term.mix, context) / decodes)[0]
                 gpu += term.count * (term.launch + decodes * value)
-            if prefill_tokens:
-                read = term.per_entry * prefill_context[term.window] + term.per_token * prefill_tokens
-                gpu += term.count * (term.prefill_launch + max(term.per_pair * pairs[term.window], read))
+            for state in self.decode_state:
+                gpu += state.seconds(decodes)
+        if prefill_tokens:
+            for chunk in self.prefill:
+                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context)
+            for state in self.prefill_state:
+                gpu += state.seconds(prefill_tokens)
         for expansion in self.expansion:
-            gpu += expansion.seconds(prefill_context[expansion.window] + decodes)
+            gpu += expansion.seconds(blend(expansion.mix, prefill_context) + decodes)
         return gpu
 
     def host_seconds(self, tokens: int, logits: int) -> float:
@@ -128,14 +114,16 @@ class CompiledSteps:
     def gpu_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
         """`decode_run` on the GPU, without what data-parallel ranks do together."""
         gpu, slope_s = self.token_s[decodes] + self.logit_s[decodes], 0.0
-        for term in self.attention:
-            attended, grows, count = context[term.window], growth[term.window], term.count
+        for term in self.decode:
+            attended, grows, count = blend(term.mix, context), blend(term.mix, growth), term.count
             value, slope, after = term.curve.locate(attended / decodes)
             gpu += count * (term.launch + decodes * value)
             slope_s += count * slope * grows
             left = after * decodes - attended
             if left < grows * limit:
                 limit = max(1, int(left / grows) + 1)
+        for state in self.decode_state:
+            gpu += state.seconds(decodes)
         for expansion in self.expansion:
             gpu += expansion.seconds(decodes)
         return DecodeRun(limit, gpu, slope_s)
@@ -155,6 +143,7 @@ class CompiledSteps:
 def compile_steps(
     *, model: ModelArch, node: Node, tp: int, dp: int = 1, ep: int = 1, pp: int = 1, calibration: Calibration,
     max_num_batched_tokens: int, max_num_seqs: int, async_scheduling: bool, cluster: Cluster | None = None,
+    kv_cache_dtype: CacheDType = "auto",
 ) -> CompiledSteps:  # fmt: skip
     """Tabulate and extract coefficients from the array formulas; `step_estimate` on the same shape gives equal times.
 
@@ -163,13 +152,15 @@ def compile_steps(
     """
     engine, links = calibration.engine, fabric(node, cluster)
 
+    def lowered(step: StepShape) -> list[Op | Collective]:
+        return lower(
+            model, step, tp=tp, dp=dp, ep=ep, pp=pp, expert_popularity=engine.expert_popularity,
+            sampling_passes=engine.sampling_passes, kv_cache_dtype=kv_cache_dtype,
+        )  # fmt: skip
+
     def work(step: StepShape, driver: Driver) -> list[Num]:
         """Seconds of every operator and collective that follows `driver`."""
-        lowered = lower(
-            model, step, tp=tp, dp=dp, ep=ep, pp=pp, expert_popularity=engine.expert_popularity,
-            sampling_passes=engine.sampling_passes,
-        )  # fmt: skip
-        chosen = [item for item in lowered if item.driver == driver]
+        chosen = [item for item in lowered(step) if item.driver == driver]
         return [
             op_estimate(item, node.accelerator, calibration.device, calibration.power).seconds
             if isinstance(item, Op)
@@ -183,65 +174,23 @@ def compile_steps(
     logit_s = np.sum(np.stack(work(_shape(model, logits=logits), "logits")), axis=0)
     together = np.arange(dp * max_num_batched_tokens + 1 if dp > 1 else 0, dtype=np.float64)
     group_s = np.sum(np.stack(work(_shape(model, group=together), "group")), axis=0) if dp > 1 else together
+    one, two = ([item for item in lowered(_unit(model, units)) if isinstance(item, Op)] for units in (1.0, 2.0))
+    device = calibration.device
     return CompiledSteps(
-        token_s.tolist(), logit_s.tolist(), *_attention_terms(model, node, tp, calibration), engine.step_host,
-        engine.schedule_host, engine.sequence_host, engine.token_host, async_scheduling,
-        group_s.tolist(),
+        token_s.tolist(), logit_s.tolist(), decode_terms(one, node, device), prefill_terms(one, node, device),
+        linear_terms(one, two, "expansion", node, device), linear_terms(one, two, "decodes", node, device),
+        linear_terms(one, two, "prefill", node, device), engine.step_host, engine.schedule_host, engine.sequence_host,
+        engine.token_host, async_scheduling, group_s.tolist(),
     )  # fmt: skip
 
 
-def _shape(
-    model: ModelArch, *, tokens: Num = 0.0, logits: Num = 0.0, decodes: float = 0.0, attended: float = 0.0,
-    prefill: float = 0.0, pairs: float = 0.0, entries: float = 0.0, group: Num | None = None,
-) -> StepShape:  # fmt: skip
-    windows = len(attention_windows(model))
-    return StepShape(
-        tokens, logits, decodes, (attended,) * windows, prefill, (pairs,) * windows, (entries,) * windows, group
-    )
+def _shape(model: ModelArch, *, tokens: Num = 0.0, logits: Num = 0.0, group: Num | None = None) -> StepShape:
+    """A step without attention."""
+    nothing = (0.0,) * len(attention_spans(model))
+    return StepShape(tokens, logits, 0.0, nothing, 0.0, nothing, nothing, group)
 
 
-def _attention_terms(
-    model: ModelArch, node: Node, tp: int, calibration: Calibration
-) -> tuple[tuple[AttentionTerm, ...], tuple[ExpansionTerm, ...]]:
-    """Coefficients by lowering unit batches; layers of equal attention share a term."""
-    accelerator, device, windows = node.accelerator, calibration.device, attention_windows(model)
-    bandwidth = accelerator.memory.read_bandwidth
-    attention: dict[object, AttentionTerm] = {}
-    expansion: dict[object, ExpansionTerm] = {}
-    for group in model.layers:
-        single = model.model_copy(update={"layers": (group.model_copy(update={"count": 1}),)})
-        unit = {op.name: op for op in _ops(single, tp, prefill=1.0, pairs=1.0, entries=0.0, decodes=1.0, attended=1.0)}
-        entry = {op.name: op for op in _ops(single, tp, prefill=1.0, pairs=1.0, entries=1.0, decodes=1.0, attended=1.0)}
-        key, window = group.attention, windows.index(group.attention.window)
-        before = attention[key].count if key in attention else 0
-        prefill, one = unit["prefill_attention"], entry["prefill_attention"]
-        rate = device.prefill_attention_compute * peak_flops(accelerator, prefill.dtype)
-        moved = device.prefill_attention_bandwidth * bandwidth
-        token_bytes = (
-            float(prefill.read_bytes) / bandwidth + float(prefill.write_bytes) / accelerator.memory.write_bandwidth
-        )
-        attention[key] = AttentionTerm(
-            window, before + group.count, device.decode_attention_launch,
-            decode_attention_curve(unit["decode_attention"], accelerator, device), device.prefill_attention_launch,
-            float(prefill.flops) / rate, float(one.read_bytes - prefill.read_bytes) / moved,
-            token_bytes / device.prefill_attention_bandwidth,
-        )  # fmt: skip
-        if "kv_b_proj" in unit:
-            one, two = unit["kv_b_proj"], entry["kv_b_proj"]  # one and two expanded entries
-            rate = device.gemm_compute * peak_flops(accelerator, one.dtype)
-            first, second = (_memory_seconds(op, node, device.gemm_bandwidth) for op in (one, two))
-            expansion[key] = ExpansionTerm(
-                window, before + group.count, device.gemm_launch, 2 * first - second, second - first,
-                float(two.flops - one.flops) / rate,
-            )  # fmt: skip
-    return tuple(attention.values()), tuple(expansion.values())
-
-
-def _ops(model: ModelArch, tp: int, **sums: float) -> list[Op]:
-    lowered = lower(model, _shape(model, **sums), tp=tp)
-    return [item for item in lowered if isinstance(item, Op)]
-
-
-def _memory_seconds(op: Op, node: Node, fraction: float) -> float:
-    memory = node.accelerator.memory
-    return float(op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / fraction
+def _unit(model: ModelArch, units: float) -> StepShape:
+    """One attended entry, and `units` decodes and new prompt tokens."""
+    ones = (1.0,) * len(attention_spans(model))
+    return StepShape(0.0, 0.0, units, ones, units, ones, (0.0,) * len(ones))

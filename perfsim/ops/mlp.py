@@ -27,17 +27,22 @@ def mlp_ops(
     gather the results, so that nothing is left to sum (DeepSeek-V3, arXiv:2412.19437, 3.4; vLLM's expert parallelism).
     """
     mlp = group.mlp
+    if mlp is None:
+        return
     if isinstance(mlp, DenseMLP):
         yield from _dense(model, group.count, step.tokens, mlp.intermediate_size / tp, gated=mlp.gated)
         return
-    if mlp is None:
-        return
     yield gemm(model, "router", group.count, step.tokens, mlp.num_experts, model.hidden_size, weight_dtype=model.dtype)
+    latent, dtype = mlp.latent_size, model.linear_dtype
+    if latent:  # every token is projected before it visits its experts, and back afterwards; on every GPU
+        yield gemm(model, "latent_down", group.count, step.tokens, latent, model.hidden_size, weight_dtype=dtype)
     yield from _dispatch(model, group.count, mlp, step, tp, dp, ep)
     yield _experts(
         model, group.count, mlp, step.expert_tokens, tp * dp, ep, popularity, "group" if dp > 1 else "tokens"
     )
     yield from _combine(model, group.count, mlp, step, tp, dp, ep)
+    if latent:
+        yield gemm(model, "latent_up", group.count, step.tokens, model.hidden_size, latent, weight_dtype=dtype)
     if mlp.shared_intermediate_size:
         yield from _dense(model, group.count, step.tokens, mlp.shared_intermediate_size / tp, gated=mlp.gated)
 
@@ -48,12 +53,13 @@ def _dispatch(
     """Tokens to the GPUs of their experts; quantised first where the experts compute in 8 bits, as DeepEP does."""
     if dp == 1:
         return
+    hidden = moe.latent_size or model.hidden_size
     if ep > 1:
         width = min(ACTIVATION_BYTES[model.dtype], 1 if compute_dtype(model, model.expert_dtype) == "fp8" else 2)
-        sent = step.tokens * (moe.num_experts_per_tok * model.hidden_size * width / tp)
+        sent = step.tokens * (moe.num_experts_per_tok * hidden * width / tp)
         yield Collective("all_to_all", "expert_dispatch", count, sent, ep)
     else:
-        own = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype])
+        own = step.tokens * (hidden * ACTIVATION_BYTES[model.dtype])
         yield Collective("all_gather", "expert_gather", count, own, dp, stride=tp)
 
 
@@ -63,19 +69,21 @@ def _combine(
     """Results of the experts back to where the tokens came from, in the activations' own format."""
     if dp == 1:
         return
-    act = ACTIVATION_BYTES[model.dtype]
+    act, hidden = ACTIVATION_BYTES[model.dtype], moe.latent_size or model.hidden_size
     if ep > 1:
-        sent = step.tokens * (moe.num_experts_per_tok * model.hidden_size * act / tp)
+        sent = step.tokens * (moe.num_experts_per_tok * hidden * act / tp)
         yield Collective("all_to_all", "expert_combine", count, sent, ep)
         if tp > 1:
-            yield Collective("all_gather", "gather_tokens", count, step.tokens * (model.hidden_size * act / tp), tp)
+            yield Collective("all_gather", "gather_tokens", count, step.tokens * (hidden * act / tp), tp)
     else:
-        everything = step.expert_tokens * (model.hidden_size * act)
+        everything = step.expert_tokens * (hidden * act)
         yield Collective("reduce_scatter", "expert_reduce", count, everything, dp, "group", stride=tp)
 
 
 def sums_over_tp(group: LayerGroup, *, dp: int, ep: int) -> int:
     """How many of the layer's two blocks end with a sum over the `tp` GPUs."""
+    if group.parallel:
+        return 1
     mixer = group.attention is not None
     mlp = group.mlp is not None and not (isinstance(group.mlp, MixtureOfExperts) and dp > 1 and ep > 1)
     return int(mixer) + int(mlp)
@@ -94,11 +102,12 @@ def _experts(
     """The fused expert kernel: only experts that some token picked are read; every picked expert does its FLOPs."""
     matrices = 3 if moe.gated else 2
     width, act = moe.moe_intermediate_size / (gpus / ep), ACTIVATION_BYTES[model.dtype]
-    per_expert = matrices * model.hidden_size * width
+    hidden = moe.latent_size or model.hidden_size
+    per_expert = matrices * hidden * width
     touched = distinct_experts(tokens, moe.num_experts, moe.num_experts_per_tok, popularity) / ep
     routed = tokens * (moe.num_experts_per_tok / ep)
-    read = touched * (per_expert * WEIGHT_BYTES[model.expert_dtype]) + routed * ((model.hidden_size + width) * act)
-    write = routed * ((matrices - 1) * width * act) + tokens * (model.hidden_size * act / ep)
+    read = touched * (per_expert * WEIGHT_BYTES[model.expert_dtype]) + routed * ((hidden + width) * act)
+    write = routed * ((matrices - 1) * width * act) + tokens * (hidden * act / ep)
     dtype = compute_dtype(model, model.expert_dtype)
     return Op("moe", "experts", count, routed * (2.0 * per_expert), read, write, dtype, driver)
 

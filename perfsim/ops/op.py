@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 Num = float | NDArray[np.float64]
 
-Driver = Literal["tokens", "logits", "attention", "expansion", "group"]
-OpKind = Literal["gemm", "lm_head", "moe", "prefill_attention", "decode_attention", "elementwise", "sampling"]
+Driver = Literal["tokens", "logits", "attention", "expansion", "decodes", "prefill", "group"]
+OpKind = Literal[
+    "gemm", "lm_head", "moe", "prefill_attention", "decode_attention", "recurrence", "elementwise", "sampling"
+]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "broadcast"]
 
 
@@ -23,9 +25,11 @@ class Op:
     """`count` equal kernels of one GPU: FLOPs and bytes are of one of them, after sharding.
 
     `driver` names the sum over the batch that its size follows (`expansion`: the K/V entries that MLA expands, `group`:
-    the tokens of all data-parallel ranks). `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is not launched at all. Decode
-    attention also says how its work splits: over `sequences` of mean attended context `context`,
-    `sequence_read_bytes` and `sequence_write_bytes` each, plus `entry_bytes` and `entry_flops` per attended token.
+    the tokens of all data-parallel ranks). `dtype` is the arithmetic of the matrix units; `active` is 0 where the
+    kernel is not launched at all. `mix` are the (index of a span, entries per token) whose weighted sum an attention
+    kernel attends. Decode attention also says how its work splits: over `sequences` of mean attended context `context`,
+    with `sequence_*_bytes` each (prefill: per new token), `entry_bytes` per entry read, and `pair_flops` and
+    `pair_bytes` per attended pair.
     """
 
     kind: OpKind
@@ -39,10 +43,12 @@ class Op:
     active: Num = 1.0
     sequences: Num = 0.0
     context: Num = 0.0
+    mix: tuple[tuple[int, float], ...] = ()
     sequence_read_bytes: float = 0.0
     sequence_write_bytes: float = 0.0
     entry_bytes: float = 0.0
-    entry_flops: float = 0.0
+    pair_bytes: float = 0.0
+    pair_flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

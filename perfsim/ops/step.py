@@ -2,16 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from perfsim.ops.op import Num
-from perfsim.spec.model import ModelArch
+from perfsim.spec.model import Attention, ModelArch
 
 
-def attention_windows(model: ModelArch) -> tuple[int | None, ...]:
-    """The distinct attention windows of a model, the unlimited one (None) first."""
-    windows = {group.attention.window for group in model.layers}
-    return tuple(sorted(windows, key=lambda window: (window is not None, window or 0)))
+class Span(NamedTuple):
+    """Which tokens the token at position p (p = 0 is the first) attends, itself included.
+
+    `full`: all p + 1. `window`: the last min(p + 1, size). `chunk`: those of its own chunk, p mod size + 1. `top_k`:
+    any min(p + 1, size) of them; unlike a window they may lie anywhere in the context.
+    """
+
+    kind: Literal["full", "window", "chunk", "top_k"]
+    size: int = 0
+
+    def attended(self, position: int) -> int:
+        """Tokens that the token at `position` attends.
+
+        >>> [Span("chunk", 4).attended(p) for p in (0, 3, 4, 9)], Span("top_k", 4).attended(9)
+        ([1, 4, 1, 2], 4)
+        """
+        if self.kind == "full":
+            return position + 1
+        if self.kind == "chunk":
+            return position % self.size + 1
+        return min(position + 1, self.size)
+
+    def mean_attended(self, context: float) -> float:
+        """What a sequence of about `context` tokens attends per step; half a chunk once there are several."""
+        if self.kind == "full":
+            return context
+        if self.kind == "chunk" and context > self.size:
+            return (self.size + 1) / 2
+        return min(context, float(self.size))
+
+
+FULL = Span("full")
+
+
+def reaches(attention: Attention | None) -> tuple[tuple[Span, float], ...]:
+    """(span, cached entries per token of it) of the entries that one layer attends; empty without softmax attention.
+
+    Summaries of r tokens count as 1/r entry per token. That is the smooth form of floor(context / r), at most one entry
+    too many per summary kind, and min(context // r, k) is the span `top_k` of k * r tokens.
+    """
+    reach = None if attention is None else attention.reach
+    if reach is None:
+        return ()
+    parts: list[tuple[Span, float]] = []
+    if reach.chunk is not None:
+        parts.append((Span("chunk", reach.chunk), 1.0))
+    elif reach.window is not None:
+        parts.append((Span("window", reach.window), 1.0))
+    elif not reach.compress_ratio:
+        parts.append((FULL if reach.top_k is None else Span("top_k", reach.top_k), 1.0))
+    if reach.compress_ratio:
+        far = FULL if reach.top_k is None else Span("top_k", reach.top_k * reach.compress_ratio)
+        parts.append((far, 1.0 / reach.compress_ratio))
+    return tuple(parts)
+
+
+def attention_spans(model: ModelArch) -> tuple[Span, ...]:
+    """The distinct spans of a model, the unlimited one first; it stands alone where nothing is attended at all.
+
+    A sparse indexer scans the whole context, so the unlimited span belongs to a model that has one.
+    """
+    found: set[Span] = set()
+    for group in model.layers:
+        found |= {span for span, _ in reaches(group.attention)}
+        indexer = getattr(group.attention, "indexer", None)
+        if indexer is not None and not indexer.shared:
+            found.add(FULL)
+    return tuple(sorted(found, key=lambda span: (span != FULL, span))) or (FULL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +85,10 @@ class StepShape:
     """Sums over the batch of one step (floats), or of many steps at once (arrays of one length).
 
     `tokens` new tokens enter the layers and `logits` sequences are sampled. The tuples are aligned with
-    `attention_windows(model)`: `decode_context` is the number of past tokens attended, summed over the
-    `decode_sequences` (the new token included); `prefill_pairs` is the number of (new token, attended token) pairs of
-    all prefill chunks and `prefill_context` the number of K/V entries that they read. `group_tokens` counts the new
-    tokens of all data-parallel ranks (None: there is one rank).
+    `attention_spans(model)`: `decode_context` is the number of tokens attended, summed over the `decode_sequences` (the
+    new token included); `prefill_pairs` is the number of (new token, attended token) pairs of all prefill chunks and
+    `prefill_context` the number of K/V entries that they read. `group_tokens` counts the new tokens of all
+    data-parallel ranks (None: there is one rank).
     """
 
     tokens: Num
@@ -40,19 +106,46 @@ class StepShape:
         return self.tokens if self.group_tokens is None else self.group_tokens
 
 
-def attended_pairs(chunk: int, past: int, window: int | None) -> int:
-    """Pairs of a causal chunk: token p attends min(p + 1, window) tokens, summed over past <= p < past + chunk.
+def attended_pairs(chunk: int, past: int, span: Span = FULL) -> int:
+    """Pairs of a causal chunk: what `span` lets each token attend, summed over past <= p < past + chunk.
 
-    >>> attended_pairs(4, 0, None), attended_pairs(4, 10, None), attended_pairs(4, 2, 3)
+    >>> attended_pairs(4, 0), attended_pairs(4, 10), attended_pairs(4, 2, Span("window", 3))
     (10, 50, 12)
+    >>> attended_pairs(6, 2, Span("chunk", 4))
+    17
     """
     end = past + chunk
-    if window is None or end <= window:
+    if span.kind == "chunk":
+        return _chunked_pairs(end, span.size) - _chunked_pairs(past, span.size)
+    if span.kind == "full" or end <= span.size:
         return chunk * past + chunk * (chunk + 1) // 2
-    growing = max(0, window - past)
-    return growing * past + growing * (growing + 1) // 2 + (chunk - growing) * window
+    growing = max(0, span.size - past)
+    return growing * past + growing * (growing + 1) // 2 + (chunk - growing) * span.size
 
 
-def context_read(chunk: int, past: int, window: int | None) -> int:
-    """K/V entries that a causal chunk reads: its own and those of the past that its first token still sees."""
-    return past + chunk if window is None else chunk + min(past, window - 1)
+def _chunked_pairs(tokens: int, size: int) -> int:
+    """Pairs of the first `tokens` tokens when each attends its own chunk of `size`."""
+    whole, rest = divmod(tokens, size)
+    return whole * (size * (size + 1) // 2) + rest * (rest + 1) // 2
+
+
+def context_read(chunk: int, past: int, span: Span = FULL) -> int:
+    """K/V entries that a causal chunk reads: its own and those of the past that some of its tokens attend.
+
+    The picks of `top_k` are taken to differ as much as they can, up to everything there is.
+    """
+    if span.kind == "window":
+        return chunk + min(past, span.size - 1)
+    if span.kind == "chunk":
+        return chunk + past % span.size
+    if span.kind == "top_k":
+        return min(past + chunk, attended_pairs(chunk, past, span))
+    return past + chunk
+
+
+def prefill_sums(spans: tuple[Span, ...], work: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(pairs, K/V entries read) of `work`, a list of (chunk, past), per span."""
+    chunks = list(work)
+    pairs = tuple(sum(attended_pairs(chunk, past, span) for chunk, past in chunks) for span in spans)
+    read = tuple(sum(context_read(chunk, past, span) for chunk, past in chunks) for span in spans)
+    return pairs, read

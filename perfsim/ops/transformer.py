@@ -12,17 +12,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from perfsim.ops.attention import attention_ops
+from perfsim.ops.cache import CacheDType
+from perfsim.ops.elementwise import elementwise_ops
 from perfsim.ops.gemm import gemm
 from perfsim.ops.mlp import mlp_ops, sums_over_tp
 from perfsim.ops.op import Collective, Op
-from perfsim.ops.step import StepShape, attention_windows
-from perfsim.spec.model import (
-    ACTIVATION_BYTES,
-    DenseMLP,
-    GroupedQueryAttention,
-    LayerGroup,
-    ModelArch,
-)
+from perfsim.ops.step import StepShape, attention_spans
+from perfsim.spec.model import ACTIVATION_BYTES, ModelArch
 
 LOGIT_BYTES = 4  # vLLM samples from fp32 logits
 
@@ -30,21 +26,23 @@ LOGIT_BYTES = 4  # vLLM samples from fp32 logits
 def lower(
     model: ModelArch, step: StepShape, *, tp: int, dp: int = 1, ep: int = 1, pp: int = 1,
     expert_popularity: float = 0.0, sampling_passes: float = 1.0,
+    kv_cache_dtype: CacheDType = "auto",
 ) -> list[Op | Collective]:  # fmt: skip
     """All work of one step on one of `tp` GPUs, in execution order; kernels of equal layers share one entry.
 
     `dp` ranks share the experts (see `mlp_ops`). With `pp` stages it is the work of one GPU of each stage together.
 
     `expert_popularity` is the Zipf exponent of expert choice, `sampling_passes` how often the engine's sampler streams
-    the logits. Quantities of the result have the type of `step`'s.
+    the logits, `kv_cache_dtype` how K and V are stored. Quantities of the result have the type of `step`'s.
     """
-    windows = attention_windows(model)
+    spans = attention_spans(model)
     work: list[Op | Collective] = []
     for group in model.layers:
-        index = windows.index(group.attention.window)
-        work += attention_ops(model, group, step, index, tp)
+        work += attention_ops(model, group, step, spans, tp, kv_cache_dtype)
         work += mlp_ops(model, group, step, tp=tp, dp=dp, ep=ep, popularity=expert_popularity)
-        work.append(_elementwise(model, group, step, tp))
+        work += elementwise_ops(model, group, step, tp)
+        if model.hyper_connections:
+            work.append(_stream_weights(model, group.count * group.blocks, step))
         if tp > 1:
             payload = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype])
             sums = sums_over_tp(group, dp=dp, ep=ep)
@@ -57,31 +55,17 @@ def lower(
     return work
 
 
-def _elementwise(model: ModelArch, group: LayerGroup, step: StepShape, tp: int) -> Op:
-    """Norms with residual, rotary embedding and K/V write, activation: four fused kernels per layer.
+def _stream_weights(model: ModelArch, count: int, step: StepShape) -> Op:
+    """Weights of mixing n residual streams, read off all of them: n to the block, n back, n x n among themselves.
 
-    Bytes are of the mean kernel: each norm reads and writes the hidden state and the residual, the rotary kernel moves
-    q and k, the activation reads gate and up and writes their product.
+    As in DeepSeek-V4 (`vllm/models/deepseek_v4/nvidia/model.py`): an fp32 matrix of n (n + 2) rows on every GPU.
     """
-    act, attn, mlp = ACTIVATION_BYTES[model.dtype], group.attention, group.mlp
-    if isinstance(attn, GroupedQueryAttention):
-        rotated = (attn.num_attention_heads / tp + 2 * max(1.0, attn.num_key_value_heads / tp)) * attn.head_dim
-    else:
-        rotated = (attn.num_attention_heads / tp + 1) * attn.qk_rope_head_dim + attn.kv_lora_rank
-    # The activation of routed experts is inside their fused kernel.
-    width = (mlp.intermediate_size if isinstance(mlp, DenseMLP) else mlp.shared_intermediate_size) / tp
-    read = (2 * 2 * model.hidden_size + rotated + 2 * width) * act / 4
-    write = (2 * 2 * model.hidden_size + rotated + width) * act / 4
-    flops = 10.0 * (model.hidden_size + width)  # a dozen operations per element: never what bounds it
+    streams, act = model.hyper_connections, ACTIVATION_BYTES[model.dtype]
+    rows, wide = streams * (streams + 2), streams * model.hidden_size
     return Op(
-        "elementwise",
-        "elementwise",
-        4 * group.count,
-        step.tokens * flops,
-        step.tokens * read,
-        step.tokens * write,
-        "fp32",
-    )
+        "gemm", "stream_weights", count, step.tokens * (2.0 * rows * wide),
+        4.0 * rows * wide + step.tokens * (wide * act), step.tokens * (4.0 * rows), "fp32",
+    )  # fmt: skip
 
 
 def _head(model: ModelArch, step: StepShape, tp: int, sampling_passes: float) -> Iterator[Op | Collective]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
+from perfsim.ops.step import FULL, Span
 from perfsim.serving.request import Request
-from perfsim.serving.window import WindowSum
+from perfsim.serving.window import SpanSum, span_sum
 
 
 class DecodeBatch:
@@ -18,7 +19,7 @@ class DecodeBatch:
 
     __slots__ = ("block_phase", "block_size", "completions", "context", "size", "step", "windows", "window_sums")
 
-    def __init__(self, *, block_size: int, windows: tuple[int | None, ...]) -> None:
+    def __init__(self, *, block_size: int, windows: tuple[Span, ...]) -> None:
         self.step = 0
         self.size = 0
         self.context = 0
@@ -26,7 +27,7 @@ class DecodeBatch:
         self.block_phase = [0] * block_size
         self.completions: list[tuple[int, int, int, Request]] = []  # (last step, admission, stint, request)
         self.windows = windows
-        self.window_sums = [WindowSum(window) for window in windows if window is not None]
+        self.window_sums: list[SpanSum] = [span_sum(span) for span in windows if span != FULL]
 
     def join(self, request: Request) -> None:
         """A sequence with all its tokens computed decodes from the next step on."""
@@ -64,7 +65,7 @@ class DecodeBatch:
         return None
 
     def steps_left(self) -> int:
-        """Steps from `step` on, in which no sequence completes before the last one and no window fills."""
+        """Steps from `step` on, in which nothing completes before the last one, no window fills and no chunk begins."""
         completions = self.completions
         while not (completions[0][3].decoding and completions[0][3].stint == completions[0][2]):
             heappop(completions)
@@ -74,12 +75,12 @@ class DecodeBatch:
         return left
 
     def attended(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(attended tokens in step `step`, their growth per step), each per window."""
+        """(attended tokens in step `step`, their growth per step), each per span."""
         if not self.window_sums:
             return (self.context,), (self.size,)
         attended, growth, sums = [], [], iter(self.window_sums)
-        for window in self.windows:
-            tracked = None if window is None else next(sums)
+        for span in self.windows:
+            tracked = None if span == FULL else next(sums)
             attended.append(self.context if tracked is None else tracked.attended)
             growth.append(self.size if tracked is None else tracked.growth)
         return tuple(attended), tuple(growth)

@@ -59,7 +59,7 @@ class _Replica:
 
     plan: ReplicaPlan
     decode_s: NDArray[np.float64]  # index n: a step with n sequences
-    context: tuple[float, ...]  # mean attended tokens of a sequence, per window
+    context: tuple[float, ...]  # mean attended tokens of a sequence, per span
     decode_steps: float  # mean per request
     uncached: list[tuple[int, int]]  # (prompt, cached tokens) per stratum
 
@@ -110,7 +110,7 @@ def _price(plan: ReplicaPlan, demand: Demand) -> _Replica:
     held = float(np.ceil((lived + 1) / config.block_size).mean()) + config.window_blocks
     slots = max(1, min(config.max_num_seqs, int(config.total_blocks / held)))
     decode_s = np.zeros(slots + 1)
-    reach = [min(mean_context, window or np.inf) for window in windows]
+    reach = [span.mean_attended(mean_context) for span in windows]
     for n in range(1, slots + 1):
         context = tuple(int(n * tokens) for tokens in reach)
         decode_s[n] = steps.decode_run(n, context, (n,) * len(windows), 1).first_s
@@ -132,8 +132,8 @@ def _prefill(
     seconds, past, chunks = 0.0, cached, 0
     while past < prompt:
         chunk = min(budget, prompt - past)
-        pairs = tuple(group * attended_pairs(chunk, past, window) for window in windows)
-        read = tuple(group * context_read(chunk, past, window) for window in windows)
+        pairs = tuple(group * attended_pairs(chunk, past, span) for span in windows)
+        read = tuple(group * context_read(chunk, past, span) for span in windows)
         new, sampled = group * chunk, min(decodes + group, plan.config.max_num_seqs)
         whole = plan.steps.step_seconds(decodes + new, sampled, decodes, attended, new, pairs, read)
         seconds += (whole - alone) / group

@@ -13,7 +13,7 @@ still in flight.
 from __future__ import annotations
 
 from perfsim.cost.step_model import StepModel
-from perfsim.ops.step import attended_pairs, context_read
+from perfsim.ops.step import FULL, Span, prefill_sums
 from perfsim.serving.admission import admit
 from perfsim.serving.batch import DecodeBatch
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
@@ -29,7 +29,7 @@ class Engine(EngineFront):
     """A replica: `submit` requests in time order, `advance` to a time, `drain` at the end."""
 
     def __init__(
-        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[int | None, ...] = (None,),
+        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[Span, ...] = (FULL,),
         on_finish: Hook | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config=config, steps=steps, recorder=recorder, windows=windows, on_finish=on_finish)
@@ -215,14 +215,11 @@ class Engine(EngineFront):
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(causal pairs, K/V entries read) of prefill chunks that are computed already, per window."""
-        if len(chunks) == 1 and len(self.windows) == 1:
+        if len(chunks) == 1 and self.windows == (FULL,):
             request, chunk = chunks[0]
             end = request.computed
             return (chunk * (end - chunk) + chunk * (chunk + 1) // 2,), (end,)
-        work = [(chunk, request.computed - chunk) for request, chunk in chunks]
-        pairs = [sum(attended_pairs(chunk, past, window) for chunk, past in work) for window in self.windows]
-        read = [sum(context_read(chunk, past, window) for chunk, past in work) for window in self.windows]
-        return tuple(pairs), tuple(read)
+        return prefill_sums(self.windows, [(chunk, request.computed - chunk) for request, chunk in chunks])
 
     def _decode_work(self, need: int, *, limit: int) -> Work:
         """As many equal decode steps, at most `limit`, as nothing can change in; the first one takes `need` blocks."""

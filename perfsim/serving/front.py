@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from perfsim.cost.step_model import StepModel
+from perfsim.ops.step import FULL, Span
 from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
@@ -50,7 +51,7 @@ class EngineFront(ABC):
     """
 
     def __init__(
-        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[int | None, ...] = (None,),
+        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[Span, ...] = (FULL,),
         on_finish: Hook | None = None,
     ) -> None:  # fmt: skip
         self.config = config

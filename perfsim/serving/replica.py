@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from perfsim.cost.memory import MemoryPlan, memory_plan
 from perfsim.cost.step_model import StepModel, compile_steps
-from perfsim.ops.step import attention_windows
+from perfsim.ops.step import Span, attention_spans
 from perfsim.serving.engine import Engine
 from perfsim.serving.front import EngineConfig
 from perfsim.serving.recorder import Recorder, Sink
@@ -23,7 +23,7 @@ class ReplicaPlan:
     config: EngineConfig
     memory: MemoryPlan
     steps: StepModel
-    windows: tuple[int | None, ...]
+    windows: tuple[Span, ...]
 
 
 def plan_replica(scenario: Scenario) -> ReplicaPlan:
@@ -36,19 +36,19 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
     if tokens is None or seqs is None or length is None:
         raise ValueError("the scenario is not resolved: load it, or fill in its policy")
     memory = memory_plan(
-        model=scenario.model, accelerator=scenario.hardware.accelerator, tp=tp, engine=scenario.calibration.engine,
-        max_num_batched_tokens=tokens, max_num_seqs=seqs, gpu_memory_utilization=policy.gpu_memory_utilization,
-        block_size=policy.block_size, kv_cache_blocks=policy.kv_cache_blocks, kv_cache_memory=policy.kv_cache_memory,
+        model=scenario.model, accelerator=scenario.hardware.accelerator, parallel=scenario.parallel,
+        engine=scenario.calibration.engine, policy=policy,
     )  # fmt: skip
     steps = compile_steps(
         model=scenario.model, node=scenario.hardware, tp=tp, calibration=scenario.calibration,
         max_num_batched_tokens=tokens, max_num_seqs=seqs, async_scheduling=policy.async_scheduling,
+        kv_cache_dtype=policy.kv_cache_dtype,
     )  # fmt: skip
     config = EngineConfig(
         max_num_batched_tokens=tokens,
         max_num_seqs=seqs,
         max_model_len=length,
-        block_size=policy.block_size,
+        block_size=memory.block_size,
         total_blocks=memory.usable_blocks,
         window_blocks=memory.window_blocks,
         priority=policy.scheduling_policy == "priority",
@@ -59,7 +59,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         reserve_full_isl=policy.scheduler_reserve_full_isl,
         watermark_blocks=int(policy.watermark * memory.kv_blocks),
     )
-    return ReplicaPlan(config, memory, steps, attention_windows(scenario.model))
+    return ReplicaPlan(config, memory, steps, attention_spans(scenario.model))
 
 
 def build_engine(

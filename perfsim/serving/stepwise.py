@@ -7,7 +7,7 @@ jumps, no completion heap. It is what the fast engine is tested against, and wha
 from __future__ import annotations
 
 from perfsim.cost.step_model import StepModel
-from perfsim.ops.step import attended_pairs, context_read
+from perfsim.ops.step import FULL, Span, prefill_sums
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
@@ -18,7 +18,7 @@ class StepwiseEngine(EngineFront):
     """Drop-in for `Engine`: `submit` in time order, `advance`, `drain`."""
 
     def __init__(
-        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[int | None, ...] = (None,),
+        self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[Span, ...] = (FULL,),
         on_finish: Hook | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config=config, steps=steps, recorder=recorder, windows=windows, on_finish=on_finish)
@@ -191,17 +191,13 @@ class StepwiseEngine(EngineFront):
         decodes = [request for request, _ in batch if request.decoding]
         prefills = [(request, tokens) for request, tokens in batch if not request.decoding]
         new = sum(tokens for _, tokens in prefills)
-        context, growth, pairs, read = [], [], [], []
-        for window in self.windows:
-            reach = window or 1 << 62
-            context.append(sum(min(request.computed + 1, reach) for request in decodes))
-            growth.append(sum(request.computed + 1 < reach for request in decodes))
-            pairs.append(sum(attended_pairs(tokens, request.computed, window) for request, tokens in prefills))
-            read.append(sum(context_read(tokens, request.computed, window) for request, tokens in prefills))
+        context = tuple(sum(span.attended(request.computed) for request in decodes) for span in self.windows)
+        growth = (0,) * len(context)  # of one step, so that nobody needs it
+        pairs, read = prefill_sums(self.windows, [(chunk, request.computed) for request, chunk in prefills])
         self.batch = batch
         return Work(
-            self.now, 1, len(decodes) + new, len(batch), len(decodes), new, tuple(context), tuple(growth),
-            tuple(pairs), tuple(read), len(self.waiting) + len(self.incoming),
+            self.now, 1, len(decodes) + new, len(batch), len(decodes), new, context, growth, pairs, read,
+            len(self.waiting) + len(self.incoming),
         )  # fmt: skip
 
     def _close(self, work: Work) -> None:

@@ -1,0 +1,123 @@
+"""What is left of attention and state kernels once a model and a device are fixed: a few coefficients per layer shape.
+
+Layers of equal shape share a term. Decode attention keeps its curve, prefill attention is affine in pairs, entries and
+tokens, and the rest is affine in one sum; all of it is read off the lowered operators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from perfsim.cost.device import peak_flops
+from perfsim.cost.piecewise import PiecewiseLinear
+from perfsim.cost.roofline import coefficients, decode_attention_curve
+from perfsim.ops.op import Driver, Op
+from perfsim.spec.calibration import DeviceEfficiency
+from perfsim.spec.hardware import Node
+
+Mix = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTerm:
+    """Decode attention of all layers of one shape; `mix` blends the sums over spans into attended entries."""
+
+    mix: Mix
+    count: int
+    launch: float
+    curve: PiecewiseLinear
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTerm:
+    """Prefill attention of all layers of one shape: launch + max(compute x pairs, what pairs, entries, tokens move)."""
+
+    mix: Mix
+    count: int
+    launch: float
+    compute: float
+    per_pair: float
+    per_entry: float
+    per_token: float
+
+    def seconds(self, tokens: int, pairs: tuple[int, ...], entries: tuple[int, ...]) -> float:
+        attended = blend(self.mix, pairs)
+        moved = self.per_pair * attended + self.per_entry * blend(self.mix, entries) + self.per_token * tokens
+        return self.count * (self.launch + max(self.compute * attended, moved))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearTerm:
+    """A kernel whose work is affine in one sum x: count * (launch + max(fixed + per_unit * x, compute * x))."""
+
+    mix: Mix
+    count: int
+    launch: float
+    fixed: float
+    per_unit: float
+    compute: float
+
+    def seconds(self, units: float) -> float:
+        return self.count * (self.launch + max(self.fixed + self.per_unit * units, self.compute * units))
+
+
+def blend(mix: Mix, sums: tuple[int, ...]) -> float:
+    """Entries attended: the weighted sum over spans."""
+    total = 0.0
+    for index, weight in mix:
+        total += weight * sums[index]
+    return total
+
+
+def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[DecodeTerm, ...]:
+    """One term per shape of decode attention among `ops`."""
+    found: dict[object, DecodeTerm] = {}
+    for op in ops:
+        if op.kind == "decode_attention":
+            key = (op.mix, op.entry_bytes, op.pair_flops, op.sequence_read_bytes, op.sequence_write_bytes, op.dtype)
+            count = op.count + (found[key].count if key in found else 0)
+            curve = decode_attention_curve(op, node.accelerator, device)
+            found[key] = DecodeTerm(op.mix, count, device.decode_attention_launch, curve)
+    return tuple(found.values())
+
+
+def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[PrefillTerm, ...]:
+    """One term per shape of prefill attention among `ops`."""
+    found: dict[object, PrefillTerm] = {}
+    memory = node.accelerator.memory
+    for op in ops:
+        if op.kind == "prefill_attention":
+            rate = device.prefill_attention_compute * peak_flops(node.accelerator, op.dtype)
+            moved = device.prefill_attention_bandwidth * memory.read_bandwidth
+            written = device.prefill_attention_bandwidth * memory.write_bandwidth
+            per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written
+            term = PrefillTerm(
+                op.mix, op.count, device.prefill_attention_launch, op.pair_flops / rate, op.pair_bytes / moved,
+                op.entry_bytes / moved, per_token,
+            )  # fmt: skip
+            key = replace(term, count=0)
+            found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))
+    return tuple(found.values())
+
+
+def linear_terms(
+    one: list[Op], two: list[Op], driver: Driver, node: Node, device: DeviceEfficiency
+) -> tuple[LinearTerm, ...]:
+    """One term per shape of the kernels that follow `driver`, from the same work lowered for one unit and for two."""
+    found: dict[object, LinearTerm] = {}
+    memory = node.accelerator.memory
+    for first, second in zip(one, two, strict=True):
+        if first.driver == driver:
+            launch, compute, bandwidth = coefficients(first, device)
+            moved = [
+                float(op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / bandwidth
+                for op in (first, second)
+            ]
+            rate = compute * peak_flops(node.accelerator, first.dtype)
+            term = LinearTerm(
+                first.mix, first.count, launch, 2 * moved[0] - moved[1], moved[1] - moved[0],
+                float(second.flops - first.flops) / rate,
+            )  # fmt: skip
+            key = replace(term, count=0)
+            found[key] = replace(term, count=first.count + (found[key].count if key in found else 0))
+    return tuple(found.values())
