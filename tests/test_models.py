@@ -215,7 +215,11 @@ def test_quantization(quantization: dict[str, Any], formats: str) -> None:
         ("llama-2-7b-hf", {"num_key_value_heads": 5}, "num_key_value_heads: expected a divisor"),
         ("llama-2-7b-hf", {"num_attention_heads": 33, "num_key_value_heads": 33}, "expected a divisor of 4096"),
         ("llama-2-7b-hf", {"torch_dtype": "bfloat61"}, "did you mean 'bfloat16'?"),
-        ("llama-2-7b-hf", {"architectures": ["LlamaForCausalML"]}, "'LlamaForCausalML'; supported: Llama"),
+        (
+            "llama-2-7b-hf",
+            {"architectures": ["LlamaForCausalML"]},
+            "'LlamaForCausalML'; did you mean 'LlamaForCausalLM'?",
+        ),
         ("llama-2-7b-hf", {"architectures": None}, "missing key 'architectures'"),
         ("llama-2-7b-hf", {"architectures": "Llama"}, "architectures: expected a list of str"),
         ("llama-2-7b-hf", {"tie_word_embeddings": "no"}, "tie_word_embeddings: expected true or false"),
@@ -275,10 +279,9 @@ def test_broken_files(tmp_path: Path, content: bytes, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_every_family_has_its_architecture_in_the_error() -> None:
-    with pytest.raises(InputError) as caught:
-        _model({"architectures": ["RwkvForCausalLM"]})
-    assert all(architecture in str(caught.value) for architecture in FAMILIES)
+def test_an_unknown_architecture_is_told_how_many_are_known() -> None:
+    with pytest.raises(InputError, match=rf"supported: LlamaForCausalLM, .*\({len(FAMILIES)} in all\)"):
+        _model({"architectures": ["Something"]})
 
 
 JUNK = st.one_of(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from perfsim.errors import InputError
+from perfsim.errors import InputError, nearest
 from perfsim.spec.hf_config import Config, read_config
 from perfsim.spec.hf_families import FAMILIES, Family
 from perfsim.spec.hf_hybrid import nemotron_kinds
@@ -74,11 +74,12 @@ def model_from_config(
 
 def _architecture(config: Config) -> str:
     names = config.items("architectures", str)
+    some = f"{', '.join(list(FAMILIES)[:6])}, ... ({len(FAMILIES)} in all)"
     if not names:
-        raise InputError(f"{config.where}: missing key 'architectures'; expected one of {', '.join(FAMILIES)}")
+        raise InputError(f"{config.where}: missing key 'architectures'; expected one of {some}")
     if names[0] not in FAMILIES:
-        supported = ", ".join(FAMILIES)
-        raise config.error("architectures", f"unsupported '{shorten(names[0])}'; supported: {supported}")
+        hint = nearest(names[0][:100], FAMILIES) or f"; supported: {some}"
+        raise config.error("architectures", f"unsupported '{shorten(names[0])}'{hint}")
     return names[0]
 
 
