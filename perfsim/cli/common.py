@@ -9,15 +9,19 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perfsim.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from perfsim.metrics.result import Result
+    from perfsim.spec.command_line import CommandReport, EngineCommand
     from perfsim.spec.scenario import Scenario
 
 
@@ -65,11 +69,26 @@ class ScenarioFlags:
             show_default=False,
         ),
     ] = None
+    rate: Annotated[
+        float | None, typer.Option(help="Requests or sessions per second, of a synthetic workload.", show_default=False)
+    ] = None
     tp: Annotated[
         int | None, typer.Option("--tp", help="Tensor parallel size: GPUs per replica.", show_default=False)
     ] = None
     engine: Annotated[
         str | None, typer.Option(help="Profile of what the engine adds to the kernels.", show_default=False)
+    ] = None
+    vllm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND", help="A command line of `vllm serve`, or @FILE that holds one.", show_default=False
+        ),
+    ] = None
+    sglang: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Likewise, of `sglang serve`.", show_default=False)
+    ] = None
+    trtllm: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Likewise, of `trtllm-serve`.", show_default=False)
     ] = None
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.", show_default=False)] = None
     overrides: Annotated[
@@ -90,19 +109,46 @@ class ScenarioFlags:
 
     def resolve(self) -> Scenario:
         """The scenario they describe; InputError or InfeasibleError when there is none."""
+        return self.resolve_command()[0]
+
+    def resolve_command(self) -> tuple[Scenario, CommandReport | None]:
+        """The scenario, and what became of the engine's command line if there is one, told on standard error."""
         from perfsim.spec.load import load_scenario
 
-        return load_scenario(
+        command = self._command()
+        scenario = load_scenario(
             self.scenario,
+            command=command,
             overrides=self.overrides or (),
             slo=self.slo or (),
             model=self.model,
             hardware=self.hardware,
             trace=self.trace,
+            rate=self.rate,
             tp=self.tp,
             engine=self.engine,
             seed=self.seed,
         )
+        report = None if command is None else command.report
+        if report is not None:
+            for warning in report.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            if report.ignored:
+                print(f"without effect on speed or memory: {', '.join(report.ignored)}", file=sys.stderr)
+        return scenario, report
+
+    def _command(self) -> EngineCommand | None:
+        """The engine's command line; InputError when there are several."""
+        texts = {"vllm": self.vllm, "sglang": self.sglang, "trtllm": self.trtllm}
+        given = {engine: text for engine, text in texts.items() if text is not None}
+        if not given:
+            return None
+        if len(given) > 1:
+            raise InputError(f"expected one command line, got {' and '.join(f'--{engine}' for engine in given)}")
+        from perfsim.spec.command_line import read_command
+
+        ((engine, text),) = given.items()
+        return read_command(engine, text)
 
 
 def takes_scenario(verb: Callable[..., None]) -> Callable[..., None]:
@@ -120,6 +166,16 @@ def takes_scenario(verb: Callable[..., None]) -> Callable[..., None]:
     # What typer reads the options from; functions take any attribute, their type declares only some.
     vars(command)["__signature__"] = inspect.Signature([*shared, *own])
     return command
+
+
+def with_report(result: Result, report: CommandReport | None) -> Result:
+    """The result that also says what became of the engine's command line."""
+    if report is None:
+        return result
+    told = {"flags_of": report.table, "modelled": report.modelled, "ignored": [*report.ignored],
+            "warnings": [*report.warnings]}  # fmt: skip
+    return replace(result, warnings=[*report.warnings, *result.warnings],
+                   provenance={**result.provenance, "command_line": told})  # fmt: skip
 
 
 def console() -> Console:

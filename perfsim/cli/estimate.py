@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perfsim.cli.common import Format, FormatOption, ScenarioFlags, takes_scenario
+from perfsim.cli.common import Format, FormatOption, ScenarioFlags, takes_scenario, with_report
 from perfsim.cli.simulate import print_result
 
 
@@ -11,4 +11,5 @@ def estimate(flags: ScenarioFlags, output: FormatOption = Format.table) -> None:
     """Estimate a scenario in closed form: milliseconds instead of a simulation, for scanning many of them."""
     from perfsim.run import estimate as run_estimate
 
-    print_result(run_estimate(flags.resolve()), output=output)
+    scenario, report = flags.resolve_command()
+    print_result(with_report(run_estimate(scenario), report), output=output)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perfsim.cli.common import Format, FormatOption, ScenarioFlags, console, print_json, takes_scenario
+from perfsim.cli.common import Format, FormatOption, ScenarioFlags, console, print_json, takes_scenario, with_report
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
@@ -39,7 +39,7 @@ def simulate(
     from perfsim.cli.progress import progress_bar
     from perfsim.cli.run_folder import RunFolder
 
-    resolved = flags.resolve()
+    resolved, report = flags.resolve_command()
     folder = RunFolder(directory) if directory is not None else None
     from perfsim.report.trace_file import TraceFile  # heavy, as the next: not before the input is known to be good
     from perfsim.run import simulate as run_simulate
@@ -54,6 +54,7 @@ def simulate(
         result = run_simulate(resolved, progress=progress, stepwise=stepwise, trace=trace,
                               requests_path=None if folder is None else folder.requests_path)  # fmt: skip
         wall_s = perf_counter() - began
+    result = with_report(result, report)
     if trace is not None and trace.note is not None:
         print(f"trace.pftrace is not complete: {trace.note}", file=sys.stderr)
     if folder is not None:

@@ -50,9 +50,12 @@ def memory_plan(
 ) -> MemoryPlan:
     """KV = utilization * (capacity - driver) - weights - peak activations - libraries, cut into whole blocks.
 
-    As in vLLM's `determine_available_memory`; the policy's `kv_cache_memory` replaces the sum, its
-    `kv_cache_blocks` the block count. Its None fields must have been filled in.
-    Blocks and what a sequence holds beside them follow vLLM's hybrid KV cache manager, see `_cache_layout`.
+    As in vLLM's `determine_available_memory`. With the policy's `memory_rule` sglang the share is for weights and KV
+    cache alone (`_profile_available_bytes` of SGLang 0.5.23's kv_cache_configurator.py) and what it leaves is all that
+    activations have; with trtllm it is a share of what everything else leaves free (recalled, not read).
+    `kv_cache_memory` replaces the sum, `kv_cache_blocks` the block count.
+    Blocks and what a sequence holds beside them follow vLLM's hybrid KV cache manager, see `_cache_layout`. The
+    policy's None fields must have been filled in.
     Neglected: allocator fragmentation, CUDA graphs (vLLM captures them after sizing the cache).
     Raises InfeasibleError, binding "HBM capacity", when weights and activations leave no room for the cache.
     """
@@ -63,8 +66,11 @@ def memory_plan(
     weights = weight_bytes_per_gpu(model, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
     activations = _activation_bytes(model, tp, engine, tokens, seqs)
     runtime = engine.context_memory + (engine.communication_memory if parallel.gpus > 1 else 0.0)
-    usable = policy.gpu_memory_utilization * accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
-    room = usable - weights - activations - runtime
+    share, owned = policy.gpu_memory_utilization, accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
+    usable = share * owned
+    if policy.memory_rule == "sglang":
+        activations = min(activations, (1.0 - share) * (owned - runtime))
+    room = _room(policy.memory_rule, share, weights, activations, runtime, owned=owned)
     copies = 2 if policy.enable_prefix_caching else 1
     block_size, block, windows = _cache_layout(
         model, tp, policy.block_size, longest, policy.kv_cache_dtype, state_copies=copies
@@ -96,6 +102,15 @@ def memory_plan(
     return MemoryPlan(
         accelerator.memory.capacity, weights, activations, runtime, blocks * block, blocks, windows, block_size
     )
+
+
+def _room(rule: str, share: float, weights: float, activations: float, runtime: float, *, owned: float) -> float:
+    """Bytes for the KV cache; `owned` is what the driver leaves of the device."""
+    if rule == "sglang":
+        return share * (owned - runtime) - weights
+    if rule == "trtllm":
+        return share * (owned - weights - activations - runtime)
+    return share * owned - weights - activations - runtime
 
 
 def _activation_bytes(model: ModelArch, tp: int, engine: EngineProfile, tokens: int, seqs: int) -> float:

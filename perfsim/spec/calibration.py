@@ -95,4 +95,5 @@ class Calibration(Spec):
     device: DeviceEfficiency
     borrowed_from: str | None = Field(default=None, description="device whose curves stand in for this one's")
     engine: EngineProfile
+    engine_borrowed: str | None = Field(default=None, description="why another engine's profile stands in for it")
     power: PowerModel

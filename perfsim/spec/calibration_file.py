@@ -14,9 +14,17 @@ from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
 
+class EngineAlias(Spec):
+    """An engine that uses the profile of another; `note` says what is known about the difference."""
+
+    profile: str
+    note: str
+
+
 class CalibrationFile(Spec):
     """All coefficients of one source.
 
+    `engine_aliases` names, for an engine without a profile of its own, the one it uses and what that leaves out.
     `borrow` names, for a device without coefficients of its own, the one whose curves it uses; a device that is in
     neither uses those of `default`.
     """
@@ -25,6 +33,7 @@ class CalibrationFile(Spec):
     source: str
     power: PowerModel
     engines: dict[str, EngineProfile] = Field(min_length=1)
+    engine_aliases: dict[str, EngineAlias] = Field(default_factory=dict)
     devices: dict[str, DeviceEfficiency] = Field(min_length=1)
     borrow: dict[str, str] = Field(default_factory=dict)
     default: str
@@ -36,10 +45,12 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
     Raises InputError when the file is malformed, borrows from an unknown device, or has no such engine profile.
     """
     content = validated(CalibrationFile, load_yaml(path), where=str(path))
-    if engine not in content.engines:
-        valid = ", ".join(sorted(content.engines))
+    alias = None if engine in content.engines else content.engine_aliases.get(engine)
+    name = engine if alias is None else alias.profile
+    if name not in content.engines:
+        names = sorted({*content.engines, *content.engine_aliases})
         raise InputError(
-            f"engine: unknown profile '{engine}'; expected one of {valid}{nearest(engine, content.engines)}"
+            f"engine: unknown profile '{engine}'; expected one of {', '.join(names)}{nearest(engine, names)}"
         )
     owner = accelerator if accelerator in content.devices else content.borrow.get(accelerator, content.default)
     if owner not in content.devices:
@@ -49,6 +60,8 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
         source=content.source,
         device=content.devices[owner],
         borrowed_from=None if owner == accelerator else owner,
-        engine=content.engines[engine],
+        # Under the engine's own name, so that a saved scenario asks for it again.
+        engine=content.engines[name].model_copy(update={"name": engine}),
+        engine_borrowed=None if alias is None else f"overheads are those of {name}: {alias.note}",
         power=content.power,
     )

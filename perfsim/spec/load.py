@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfsim.errors import InputError, nearest
 from perfsim.spec import catalog
@@ -23,6 +23,9 @@ from perfsim.spec.scenario import Scenario
 from perfsim.spec.scenario_file import ScenarioFile
 from perfsim.spec.workload import TraceWorkload, Workload
 from perfsim.spec.yaml import load_yaml, parse_yaml_value
+
+if TYPE_CHECKING:
+    from perfsim.spec.command_line import EngineCommand
 
 DEFAULT_SCENARIO = "default"
 CALIBRATION = "first-guess"
@@ -61,6 +64,35 @@ class Draft:
         if not isinstance(workload, dict) or workload.get("kind") != "trace":
             self.set("workload", {"kind": "trace"}, flag=flag)
         self.set("workload.trace", trace, flag=flag)
+
+    def get(self, key: str) -> Any:
+        """The value at a dotted key, None where there is none."""
+        value: Any = self._content
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def drop(self, key: str) -> None:
+        """Forget a top-level key of the file."""
+        self._content.pop(key, None)
+
+    def given(self, key: str, *, exactly: bool = False) -> bool:
+        """Whether a flag wrote `key` or, unless `exactly`, a section that it is in."""
+        return any(key == own or (not exactly and key.startswith(f"{own}.")) for own in self._origins)
+
+    def model(self) -> ModelArch:
+        """The model as it stands; InputError when it is unknown."""
+        value = self.get("model")
+        if isinstance(value, str):
+            return catalog.model(self._path("model", value))
+        return value if isinstance(value, ModelArch) else validated(ModelArch, value or {}, where=self._where("model"))
+
+    def node(self) -> Node:
+        """The hardware as it stands; InputError when it is unknown."""
+        value = self.get("hardware")
+        if isinstance(value, str | Node):
+            return self._node("hardware", value)
+        return validated(Node, value or {}, where=self._where("hardware"))
 
     def resolve(self) -> Scenario:
         """The resolved scenario; InputError or InfeasibleError with its place when something is wrong."""
@@ -134,13 +166,17 @@ class Draft:
 
 def load_scenario(path: str | Path | None = None, *, overrides: Sequence[str] = (), slo: Sequence[str] = (),
                   model: str | None = None, hardware: str | None = None, trace: str | None = None,
-                  tp: int | None = None, engine: str | None = None, seed: int | None = None) -> Scenario:  # fmt: skip
+                  tp: int | None = None, engine: str | None = None, seed: int | None = None,
+                  rate: float | None = None, command: EngineCommand | None = None) -> Scenario:  # fmt: skip
     """The resolved scenario of a YAML file (or a packaged scenario's name; None: the default one) under some flags.
 
     `overrides` are `key=value` with a dotted key and a YAML value, `slo` likewise with keys such as `ttft.p95`; later
-    ones win, and `overrides` win over the other flags. Raises InputError or InfeasibleError, naming the place.
+    ones win, and `overrides` win over the other flags. `command`, an engine's command line, replaces the file's
+    `parallel` and `policy`; the flags win over it. Raises InputError or InfeasibleError, naming the place.
     """
     draft = read_draft(DEFAULT_SCENARIO if path is None else path)
+    if command is not None:
+        command.begin(draft)
     flags = {"model": ("--model", model), "hardware": ("--hardware", hardware), "parallel.tp": ("--tp", tp),
              "engine": ("--engine", engine), "seed": ("--seed", seed)}  # fmt: skip
     for key, (flag, value) in flags.items():
@@ -148,12 +184,16 @@ def load_scenario(path: str | Path | None = None, *, overrides: Sequence[str] = 
             draft.set(key, value, flag=flag)
     if trace is not None:
         draft.set_trace(trace, flag="--trace")
+    if rate is not None:
+        draft.set("workload.arrivals.rate", rate, flag="--rate")
     for text in slo:
         key, value = _assignment(text, flag="--slo", example="ttft.p95=500ms")
         draft.set(f"slo.{key}", value, flag=f"--slo {key}")
     for text in overrides:
         key, value = _assignment(text, flag="--set", example="parallel.tp=8")
         draft.set(key, value, flag=f"--set {key}")
+    if command is not None:
+        command.finish(draft)
     return draft.resolve()
 
 

@@ -95,12 +95,15 @@ class ServingPolicy(Spec):
     None means the engine's own default for this device and model; the loader fills it in. `async_scheduling` forms a
     step's batch while the step before it still runs. `scheduler_reserve_full_isl` admits a request only when its whole
     prompt fits the free KV blocks. `kv_cache_blocks` overrides the computed KV pool (vLLM's num_gpu_blocks_override).
+    `memory_rule` says what `gpu_memory_utilization` is a share of: vLLM's of the device, for everything; SGLang's of
+    the device, for weights and KV cache alone; TensorRT-LLM's of what weights and activations leave, for the KV cache.
     """
 
     max_num_batched_tokens: int | None = Field(default=None, gt=0, le=MAX_BATCHED_TOKENS)
     max_num_seqs: int | None = Field(default=None, gt=0, le=65536)
     max_model_len: int | None = Field(default=None, gt=0)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    memory_rule: Literal["vllm", "sglang", "trtllm"] = "vllm"
     block_size: int = Field(default=16, gt=0, le=1024)
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     enable_chunked_prefill: bool = True
