@@ -64,19 +64,20 @@ class ReferencePool:
             block.references += 1
         holder.blocks, holder.hashed = list(found), len(found)
 
-    def grow(self, holder: Holder, tokens: int) -> None:
-        """Slots for `tokens` tokens in all; full blocks become findable."""
+    def grow(self, holder: Holder, tokens: int, *, known: int | None = None) -> None:
+        """Slots for `tokens` tokens in all; blocks full of the first `known` ones (all) become findable."""
+        known = tokens if known is None else known
         while len(holder.blocks) * self.block_size < tokens:
             block, _ = self.queue.popitem(last=False)
             if block.content is not None:
                 self._forget(block)
             block.references = 1
             holder.blocks.append(block)
-        for index in range(holder.hashed, tokens // self.block_size):
+        for index in range(holder.hashed, known // self.block_size):
             block = holder.blocks[index]
             block.content = holder.content(index)
             self.cached.setdefault(block.content, []).append(block)
-        holder.hashed = max(holder.hashed, tokens // self.block_size)
+        holder.hashed = max(holder.hashed, known // self.block_size)
 
     def release(self, holder: Holder) -> None:
         """The request ends or is preempted."""

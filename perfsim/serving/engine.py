@@ -6,8 +6,7 @@ step with prefill work, an admission or a preemption is simulated on its own. Ti
 
 Under async scheduling the batch of a step is formed when the step before it starts: an arrival or a freed block is seen
 one step later than under synchronous scheduling. When that batch would be empty the engine waits for the running step
-and schedules again with everything in sight, as vLLM does. Neglected there: preemption of a request whose last token is
-still in flight.
+and schedules again with everything in sight, as vLLM does.
 """
 
 from __future__ import annotations
@@ -277,20 +276,24 @@ class Engine(EngineFront):
             request.last_token = self.now
         self.batch.leave(request)
 
-    def preempt(self, request: Request, tokens: int) -> None:
-        """Drop a running request's blocks (it has slots for `tokens` tokens) and queue it again: recompute later."""
+    def preempt(self, request: Request, tokens: int, unhashed: int) -> None:
+        """Take a running request's blocks (slots for `tokens` tokens) and queue it again, unless it has just ended."""
+        ended = request.finish >= 0.0
+        self.give_back(request, tokens, unhashed=unhashed, resumes=not ended)
+        del self.running[request]
+        self.preemptions += 1
+        self.blocked = False
+        if ended:
+            self.ended.remove(request)
+            return
         if request.decoding:
             self.stall(request)
         else:
             self.prefilling.remove(request)
         self.lost_tokens += request.computed
-        self.give_back(request, tokens, resumes=True)
         request.computed = 0
         request.preemptions += 1
-        self.preemptions += 1
-        del self.running[request]
         self.waiting.push_preempted(request)
-        self.blocked = False
 
 
 def _admission(request: Request) -> int:

@@ -230,9 +230,9 @@ class EngineFront(ABC):
             self.on_reserve(request, self.now)
         return True
 
-    def give_back(self, request: Request, tokens: int, *, resumes: bool = False) -> None:
-        """Free the blocks of a request that has slots for `tokens` tokens."""
-        self.kv.release(request, tokens, resumes=resumes)
+    def give_back(self, request: Request, tokens: int, *, unhashed: int = 0, resumes: bool = False) -> None:
+        """Free the blocks of a request that has slots for `tokens` tokens, of which the last ones are not hashed."""
+        self.kv.release(request, tokens, hashed=tokens - unhashed, resumes=resumes)
         if self.config.window_blocks:
             self.kv.put_back_blank(self.config.window_blocks)
 

@@ -2,13 +2,14 @@
 
 Semantics follow vLLM V1's block pool: blocks are reference-counted; a freed block without a hash goes to the front of
 the free queue, a hashed one to its end, a request's blocks in reverse, so that the least recently used and the deepest
-are evicted first; a hit takes blocks out of the queue. Blocks that always move together form one `Run`: the engine
-blocks behind one key of a shared prompt, or everything else that a request leaves behind. A run is evicted from its
-end, so its resident part is always its beginning, and all operations cost O(runs), not O(blocks).
+are evicted first; a hit takes blocks out of the queue; of equal blocks that several requests have computed all are
+findable, and the oldest is found. Blocks that always move together form one `Run`: the engine blocks behind one key of
+a shared prompt, or everything else that a request leaves behind. A run is evicted from its end, so its resident part is
+always its beginning, and all operations cost O(runs), not O(blocks).
 
-Where this differs from a per-block pool: of a run that a hit takes only in part (a prompt cached to its last block, of
-which one must be recomputed) the rest is evicted first, not in its turn; and when two requests compute the same run at
-the same time, the second copy is private and is not found again after the first is evicted.
+Where this differs from a per-block pool, and only for keys of several blocks: a request whose hit ends inside a run
+that is in use keeps all of that run in use; and of copies that requests computed in alternating chunks the order is
+that of their first blocks.
 """
 
 from __future__ import annotations
@@ -19,20 +20,28 @@ from perfsim.serving.request import Request
 
 
 class Run:
-    """Blocks that are cached, touched and evicted together; `key` is None for what nobody can ask for by content."""
+    """Blocks that are cached, touched and evicted together; `key` is None for what nobody can ask for by content.
 
-    __slots__ = ("key", "refs", "resident")
+    A run with a key holds the blocks `start` to `start + resident` of that key.
+    """
 
-    def __init__(self, key: int | None, resident: int) -> None:
+    __slots__ = ("key", "refs", "resident", "start")
+
+    def __init__(self, key: int | None, resident: int, start: int = 0) -> None:
         self.key = key
         self.resident = resident
+        self.start = start
         self.refs = 0
+
+    def covers(self, block: int) -> bool:
+        """Whether the key's block number `block` is in this run."""
+        return self.start <= block < self.start + self.resident
 
 
 class KVCache:
     """The block pool of one replica. `free` counts blocks that can be allocated, cached ones included."""
 
-    __slots__ = ("block_size", "blank", "caching", "free", "nodes", "queue", "tail", "total")
+    __slots__ = ("blank", "block_size", "caching", "copies", "free", "nodes", "queue", "tail", "total")
 
     def __init__(self, total: int, *, block_size: int, caching: bool) -> None:
         self.total = total
@@ -42,7 +51,8 @@ class KVCache:
         self.blank = total  # free blocks without content: they are always at the front of the queue
         self.queue: OrderedDict[Run, None] = OrderedDict()  # free blocks with content, next victim first
         self.tail: Run | None = None  # the anonymous run at the end of the queue, if there is one
-        self.nodes: dict[int, Run] = {}
+        self.nodes: dict[int, Run] = {}  # the oldest run of a key
+        self.copies: dict[int, OrderedDict[Run, None]] = {}  # all runs of a key that has several, the oldest first
 
     def lookup(self, request: Request, limit: int) -> tuple[int, int]:
         """(blocks of `request` found in the cache, at most `limit`; free-queue blocks that taking them would use)."""
@@ -50,13 +60,17 @@ class KVCache:
         if not self.caching:
             return 0, 0
         for key, end in zip(request.keys, request.ends, strict=True):
-            node = self.nodes.get(key)
-            if node is None:
-                return hits, idle
-            have = min(node.resident, end - start, limit - hits)
+            node = self._find(key, 0)
+            want = min(end - start, limit - hits)
+            have = 0
+            while node is not None and have < want:
+                stop = min(node.start + node.resident, want)
+                if not node.refs:
+                    idle += stop - node.start
+                have = stop
+                if have < want:
+                    node = self._find(key, have)
             hits += have
-            if not node.refs:
-                idle += have
             if have < end - start:
                 return hits, idle
             start = end
@@ -74,20 +88,14 @@ class KVCache:
         for index, end in enumerate(request.ends):
             if left <= 0:
                 break
-            node = self.nodes[request.keys[index]]
-            taken = min(left, node.resident, end - start)
-            if not node.refs:
-                del self.queue[node]
-                self.tail = self.tail if self.queue else None
-                self.free -= taken
-                self.blank += node.resident - taken
-                node.resident = taken
-            node.refs += 1
-            request.held.append(node)
-            request.node_blocks += taken
-            request.position += taken
-            left -= taken
-            if taken == end - start:
+            want = min(left, end - start)
+            have = 0
+            while have < want and (node := self._find(request.keys[index], have)) is not None:
+                have = self._hold(request, node, want)
+            request.node_blocks += want
+            request.position += want
+            left -= want
+            if want == end - start:
                 request.node_index = index + 1
             start = end
         if left > 0 and request.run is not None:
@@ -119,48 +127,43 @@ class KVCache:
             if run is self.tail:
                 self.tail = None
             if run.key is not None:
-                del self.nodes[run.key]
+                self._forget(run, run.key)
 
     def commit(self, request: Request, full_blocks: int) -> None:
-        """Make the prompt's first `full_blocks` computed blocks findable under their keys."""
-        keys, ends = request.keys, request.ends
+        """Make the first `full_blocks` computed blocks findable under the request's keys, as far as these reach."""
+        if not self.caching:
+            return
+        keys, ends, held = request.keys, request.ends, request.held
         while request.node_index < len(ends):
             index = request.node_index
             start = ends[index - 1] if index else 0
             covered = min(full_blocks, ends[index])
             if covered <= request.position:
                 return
-            node = self.nodes.get(keys[index])
             mine = request.position - start
-            holds = bool(request.held) and request.held[-1] is node
-            if node is None and mine == 0:
-                node = self.nodes[keys[index]] = Run(keys[index], 0)
-                node.refs = 1
-                request.held.append(node)
-                holds = True
-            if holds and node is not None and node.resident == mine:
-                node.resident += covered - request.position
-                request.node_blocks += covered - request.position
+            if not (mine and self._grows(held[-1], mine)):
+                held.append(self._create(keys[index], mine))
+            held[-1].resident += covered - request.position
+            request.node_blocks += covered - request.position
             request.position = covered
             if covered < ends[index]:
                 return
             request.node_index = index + 1
 
-    def release(self, request: Request, tokens: int, *, resumes: bool) -> None:
-        """Free all blocks of a request that has slots for `tokens` tokens; a preempted one `resumes` later."""
+    def release(self, request: Request, tokens: int, *, resumes: bool, hashed: int | None = None) -> None:
+        """Free all blocks of a request with slots for `tokens` tokens; a preempted one `resumes` later.
+
+        Blocks full of the first `hashed` tokens (all, unless some are still in flight) stay in the cache.
+        """
         size = self.block_size
-        full = tokens // size
-        if self.caching and request.ends and request.ends[-1] > request.position:
-            self.commit(request, full)  # keys that go on beyond the prompt: a later turn asks for what was generated
+        full = (tokens if hashed is None else hashed) // size
+        self.commit(request, full)  # keys that go on beyond the prompt: a later turn asks for what was generated
         private = -(-tokens // size) - request.node_blocks
+        found = full - request.node_blocks if self.caching else 0
         self.free += private
-        if not self.caching:
-            self.blank += private
-        else:
-            hashed = full - request.node_blocks
-            self.blank += private - hashed
-            if hashed:
-                self._queue_private(request, hashed, keep=resumes and request.position == request.node_blocks)
+        self.blank += private - found
+        if found:
+            self._queue_private(request, found, keep=resumes)
         for node in reversed(request.held):
             node.refs -= 1
             if not node.refs:
@@ -180,9 +183,73 @@ class KVCache:
         cached = sum(run.resident for run in self.queue)
         if self.free != self.total or self.blank + cached != self.total:
             return f"{self.total} KV blocks, but {self.free} free: {self.blank} blank and {cached} cached"
-        if any(node.refs for node in self.nodes.values()):
+        if any(run.refs for runs in (self.nodes.values(), *self.copies.values()) for run in runs):
             return "a shared prefix is still referenced"
         return ""
+
+    # --- runs under keys --------------------------------------------------------------------------------------------
+
+    def _find(self, key: int, block: int) -> Run | None:
+        """The oldest run with the key's block number `block`."""
+        node = self.nodes.get(key)
+        if node is None or node.start <= block < node.start + node.resident:
+            return node
+        return next((run for run in self.copies.get(key, ()) if run.covers(block)), None)
+
+    def _hold(self, request: Request, run: Run, want: int) -> int:
+        """A request begins to use `run` up to the key's block `want`; where its part ends."""
+        stop = min(run.start + run.resident, want)
+        if not run.refs:
+            if stop < run.start + run.resident:
+                run = self._split(run, stop)
+            else:
+                del self.queue[run]
+            self.free -= run.resident
+        run.refs += 1
+        request.held.append(run)
+        return stop
+
+    def _split(self, run: Run, stop: int) -> Run:
+        """The blocks of a free run before `stop` as a run of their own; the others keep their place in the queue."""
+        key = run.key
+        begin = Run(key, stop - run.start, run.start)
+        run.start, run.resident = stop, run.resident - begin.resident
+        if key is not None:
+            ordered: OrderedDict[Run, None] = OrderedDict()
+            for other in self.copies.get(key, (run,)):
+                if other is run:
+                    ordered[begin] = None
+                ordered[other] = None
+            self.copies[key] = ordered
+            self.nodes[key] = next(iter(ordered))
+        return begin
+
+    def _grows(self, run: Run, block: int) -> bool:
+        """Whether `block` can join `run` as the next one; it is a copy of its own if another one is older."""
+        if run.start + run.resident != block or run.key is None:
+            return False
+        copies = self.copies.get(run.key)
+        return copies is None or next(reversed(copies)) is run or not any(other.covers(block) for other in copies)
+
+    def _create(self, key: int, start: int) -> Run:
+        """A run in use, still without blocks: the youngest one of its key."""
+        run = Run(key, 0, start)
+        run.refs = 1
+        first = self.nodes.setdefault(key, run)
+        if first is not run:
+            self.copies.setdefault(key, OrderedDict(((first, None),)))[run] = None
+        return run
+
+    def _forget(self, run: Run, key: int) -> None:
+        """The last block of a run is gone."""
+        copies = self.copies.get(key)
+        if copies is None:
+            del self.nodes[key]
+            return
+        del copies[run]
+        self.nodes[key] = next(iter(copies))
+        if len(copies) == 1:
+            del self.copies[key]
 
     def _queue_private(self, request: Request, count: int, *, keep: bool) -> None:
         if not keep and self.tail is not None:

@@ -56,17 +56,21 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
     """Give every running request its tokens and blocks, preempting the last (or least urgent) ones when blocks run out.
 
     Returns (prefill chunks, decodes that get no token in this step, whether anyone was preempted). Decodes
-    left out have been taken off the engine's sums. vLLM's `Scheduler.schedule`, first half.
+    left out have been taken off the engine's sums. vLLM's `Scheduler.schedule`, first half. Under async scheduling it
+    does not know yet who has ended with the step in flight: they get nothing, but they can be preempted.
     """
     config, kv, size = engine.config, engine.kv, engine.config.block_size
     budget = config.max_num_batched_tokens
-    order = [request for request in engine.running if request.finish < 0.0]
+    order = [request for request in engine.running if request.finish >= 0.0 or request not in engine.ended]
     threshold = config.long_prefill_token_threshold if len(engine.running) + len(engine.waiting) > 1 else 0
     granted: dict[Request, int] = {}
     preempted = False
     index = 0
     while index < len(order) and budget > 0:
         request = order[index]
+        if request.finish >= 0.0:
+            index += 1
+            continue
         computed = request.base + engine.batch.step if request.decoding else request.computed
         tokens = 1 if request.decoding else request.target - computed
         if threshold:
@@ -81,8 +85,7 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
                 index -= 1
             returned = granted.pop(victim, 0)
             budget += returned
-            slots = (victim.base + engine.batch.step if victim.decoding else victim.computed) + returned
-            engine.preempt(victim, slots)
+            engine.preempt(victim, *_slots(engine, victim, returned))
             preempted = True
             if victim is request:
                 break
@@ -99,6 +102,23 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
         engine.stall(request)
     chunks = [(request, tokens) for request, tokens in granted.items() if not request.decoding]
     return chunks, stalled, preempted
+
+
+def _slots(engine: Engine, request: Request, granted: int) -> tuple[int, int]:
+    """(tokens that a running request has slots for, `granted` in this step included; the last ones not hashed yet).
+
+    A block is hashed when its tokens are known to the scheduler. Under async scheduling it does not know the token that
+    the step in flight samples: that has a slot when the request decodes in this step, and its predecessor, unknown at
+    the time of the last hashing, when it decodes in the step in flight.
+    """
+    step = engine.batch.step
+    if request.finish >= 0.0:
+        return request.computed, int(request.finish_step == step - 1)  # else it ends with a prefill
+    if not request.decoding:
+        return request.computed + granted, 0
+    slots = request.base + step + granted
+    lagging = engine.in_flight and engine.config.async_scheduling and request not in engine.late
+    return slots, int(lagging and slots > request.computed)
 
 
 def _urgency(request: Request) -> tuple[int, float, int]:

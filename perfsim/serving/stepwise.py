@@ -24,6 +24,7 @@ class StepwiseEngine(EngineFront):
         super().__init__(config=config, steps=steps, recorder=recorder, windows=windows, on_finish=on_finish)
         self.running: list[Request] = []
         self.batch: list[tuple[Request, int]] = []  # the step in flight: requests and their new tokens
+        self.unknown: dict[Request, bool] = {}  # whose token the scheduler does not know yet; True: from a decode
         self.ended: list[Request] = []
 
     def fail(self, at: float) -> list[Request]:
@@ -40,10 +41,12 @@ class StepwiseEngine(EngineFront):
         """As `Engine.complete`."""
         if self.work is not None:
             self._close(self.work)
+        self.unknown = {}
         for request, tokens in self.batch:
             request.computed += tokens
         for request, _ in self.batch:
             if request.computed == request.target:
+                self.unknown[request] = request.decoding
                 request.decoding = True
                 self._emit(request)
         self.batch = []
@@ -67,10 +70,12 @@ class StepwiseEngine(EngineFront):
         lagging = self.in_flight and self.config.async_scheduling
         self._see(self.last_start if lagging else self.now)
         if not lagging:
+            self.unknown = {}
             self._give_back()
         preemptions = self.preemptions
         batch = self._form_batch()
         if not batch and lagging:
+            self.unknown = {}
             self._see(self.now)
             self._give_back()
             batch = self._form_batch()
@@ -112,11 +117,14 @@ class StepwiseEngine(EngineFront):
         threshold = config.long_prefill_token_threshold if len(self.running) + len(self.waiting) > 1 else 0
         threshold = threshold or budget
         batch: list[tuple[Request, int]] = []
-        order = [request for request in self.running if request not in self.ended]
+        order = [request for request in self.running if request.finish >= 0.0 or request not in self.ended]
         preempted: list[Request] = []
         at = 0
         while at < len(order) and budget > 0:
             request = order[at]
+            if request.finish >= 0.0:  # its last token is in flight
+                at += 1
+                continue
             tokens = min(request.target - request.computed, threshold, budget)
             need = self._blocks(request.computed + tokens) - self._blocks(request.computed)
             while kv.free < need and request not in preempted:
@@ -128,12 +136,12 @@ class StepwiseEngine(EngineFront):
                 taken = sum(given for other, given in batch if other is victim)
                 batch = [item for item in batch if item[0] is not victim]
                 budget += taken
-                self._preempt(victim, victim.computed + taken)
+                self._preempt(victim, taken)
                 preempted.append(victim)
             if request in preempted:
                 break
             kv.take(need)
-            if request.keys and request.computed < request.prompt:
+            if request.keys and not request.decoding:
                 kv.commit(request, (request.computed + tokens) // config.block_size)
             batch.append((request, tokens))
             budget -= tokens
@@ -177,14 +185,21 @@ class StepwiseEngine(EngineFront):
             kv.commit(request, (cached + chunk) // size)
         return chunk
 
-    def _preempt(self, request: Request, slots: int) -> None:
+    def _preempt(self, request: Request, taken: int) -> None:
+        """Take the blocks of a running request, `taken` tokens of this step included, even if it has just ended."""
+        ended = request.finish >= 0.0
+        # A token in flight from a prefill has a slot only if it has been taken in this step.
+        unhashed = request in self.unknown and (taken > 0 or self.unknown[request])
+        self.give_back(request, request.computed + taken, unhashed=int(unhashed), resumes=not ended)
+        self.preemptions += 1
+        self.running.remove(request)
+        if ended:
+            self.ended.remove(request)
+            return
         self.lost_tokens += request.computed
-        self.give_back(request, slots, resumes=True)
         request.computed = 0
         request.decoding = False
         request.preemptions += 1
-        self.preemptions += 1
-        self.running.remove(request)
         self.waiting.push_preempted(request)
 
     def _work(self, batch: list[tuple[Request, int]]) -> Work:

@@ -52,5 +52,7 @@ class Work:
 
     def cut(self, at: float, *, ahead: int) -> None:
         """Keep the steps up to the first boundary not before `at`, and `ahead` more."""
-        count = ahead + steps_until(at - TIME_EPS, now=self.start, first=self.first, slope=self.slope, most=self.count)
-        self.count = min(self.count, count)
+        steps = 0
+        if at - TIME_EPS > self.start:
+            steps = steps_until(at - TIME_EPS, now=self.start, first=self.first, slope=self.slope, most=self.count)
+        self.count = min(self.count, max(1, steps + ahead))

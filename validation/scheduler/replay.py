@@ -72,9 +72,9 @@ class WatchedStepwise(StepwiseEngine):
             self.decisions.append(decision)
         return batch
 
-    def _preempt(self, request: Request, slots: int) -> None:
+    def _preempt(self, request: Request, taken: int) -> None:
         self._preempted.append(request.index)
-        super()._preempt(request, slots)
+        super()._preempt(request, taken)
 
 
 class WatchedEngine(Engine):
@@ -107,9 +107,9 @@ class WatchedEngine(Engine):
         super()._give_back()
         self._freed += self.kv.free - free
 
-    def preempt(self, request: Request, tokens: int) -> None:
+    def preempt(self, request: Request, tokens: int, unhashed: int) -> None:
         self._current.preempted.append(request.index)
-        super().preempt(request, tokens)
+        super().preempt(request, tokens, unhashed)
 
     def _close(self, work: Work) -> None:
         current, free, batch = self._current, self.kv.free, self.batch
@@ -136,11 +136,12 @@ def replayed(log: dict[str, Any], *, engine: str) -> list[Decision]:
     """The decisions of a perfsim engine, "stepwise" or "fast", for the requests of a log."""
     config = EngineConfig(**log["config"])
     watched = ENGINES[engine](config=config, steps=OneSecondSteps(), recorder=Recorder((), windows=1))
-    lag = int(config.async_scheduling)
+    lag = 1 if config.async_scheduling else 0
     for index, (step, prompt, output, priority, blocks) in enumerate(log["requests"]):
         at = float(max(step - lag, 0))
         request = Request(index, at, at, prompt, output, priority, blocks, range(1, len(blocks) + 1))
-        watched.advance(at)
+        # With async scheduling the engine may have formed the batch of second `at` at `at` itself, after waiting.
+        watched.advance(at + 0.5 if lag and step else at)
         watched.submit(request)
     watched.drain()
     return watched.decisions
