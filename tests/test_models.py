@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from perfsim.ops.params import (
     kv_bytes_per_token,
     kv_bytes_per_token_per_gpu,
     mtp_params,
+    state_bytes_per_sequence,
     total_params,
     weight_bytes,
     weight_bytes_per_gpu,
@@ -24,7 +26,7 @@ from perfsim.ops.params import (
 from perfsim.spec import catalog
 from perfsim.spec.hf_config import Config
 from perfsim.spec.huggingface import FAMILIES, load_model, model_from_config
-from perfsim.spec.model import ModelArch
+from perfsim.spec.model import GroupedQueryAttention, ModelArch
 
 MODELS = catalog.list_models()
 FOLDER = Path(__file__).resolve().parents[1] / "workloads" / "models"
@@ -153,6 +155,66 @@ def test_windows() -> None:
     assert _model(mistral | {"sliding_window": mistral["max_position_embeddings"]}).layers[0].attention.window is None
     oss = catalog.model("openai--gpt-oss-20b")
     assert sorted((group.attention.window or 0, group.count) for group in oss.layers) == [(0, 12), (128, 12)]
+
+
+def test_chunks() -> None:
+    """Three of four layers of Llama 4 attend their own chunk; one as long as the longest sequence cuts nothing off."""
+    scout = _raw("meta-llama--Llama-4-Scout-17B-16E-Instruct")
+    chunks = {group.attention.chunk: group.count for group in _model(scout).layers}
+    assert chunks == {8192: 36, None: 12}
+    text = scout["text_config"] | {"max_position_embeddings": 8192}
+    assert [group.attention.chunk for group in _model(scout | {"text_config": text}).layers] == [None]
+    attention = _model(scout).layers[0].attention
+    assert (attention.reach.chunk, attention.reach.window, attention.reach.grows) == (8192, None, False)
+    with pytest.raises(ValueError, match="at most one of window, chunk and indexer"):
+        GroupedQueryAttention.model_validate(attention.model_dump() | {"window": 8})
+
+
+def test_layers_that_share_an_indexer() -> None:
+    """The list of GLM-5.2 is what vLLM's rule gives from the period and the offset."""
+    raw = _raw("zai-org--GLM-5.2")
+    assert _model(raw | {"indexer_types": None}).layers == _model(raw).layers
+    shared = sum(group.count for group in _model(raw).layers if group.attention.indexer.shared)
+    assert shared == 57
+
+
+def test_hybrid_stacks() -> None:
+    nano = catalog.model("nvidia--NVIDIA-Nemotron-3-Nano-30B-A3B-BF16")
+    kinds = {(g.attention and g.attention.kind, g.mlp and g.mlp.kind): (g.count, g.norm_count) for g in nano.layers}
+    assert kinds == {("mamba2", None): (23, 1), (None, "moe"): (23, 1), ("gqa", None): (6, 1)}
+    falcon = catalog.model("tiiuae--falcon-7b").layers[0]
+    assert (falcon.parallel, falcon.norm_count, falcon.blocks) == (True, 1, 2)
+    kimi = catalog.model("moonshotai--Kimi-K3")
+    recurrent = sum(group.count for group in kimi.layers if group.reach is None and group.state is not None)
+    assert (recurrent, kimi.num_hidden_layers) == (69, 93)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_states_are_shared_out_among_gpus(name: str) -> None:
+    model = catalog.model(name)
+    whole = state_bytes_per_sequence(model)
+    for tp in (2, 8, 16):
+        share = state_bytes_per_sequence(model, tp=tp)
+        assert share <= whole <= share * tp
+
+
+def test_modelopt_declares_beside_the_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(_raw("deepseek-v2-lite")))
+    assert load_model(tmp_path / "config.json").linear_dtype == "bf16"
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text(json.dumps({"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}))
+    model = load_model(tmp_path / "config.json")
+    assert (model.attention_weights, model.linear_dtype, model.expert_dtype) == ("fp8", "fp8", "fp8")
+    beside.write_text(json.dumps({"quantization": {"quant_algo": "W4A8"}}))
+    with pytest.raises(InputError, match=r"hf_quant_config\.json: quantization: quant_algo: unsupported 'W4A8'"):
+        load_model(tmp_path / "config.json")
+
+
+def test_open_ends_in_lists_are_read(tmp_path: Path) -> None:
+    """Mamba's limit of time steps is `[0.0, Infinity]`; it is not used, and not a reason to refuse."""
+    path = tmp_path / "mamba.json"
+    path.write_text(json.dumps(_raw("mistralai--Mamba-Codestral-7B-v0.1") | {"time_step_limit": [0.0, math.inf]}))
+    assert load_model(path).layers[0].attention.kind == "mamba2"
 
 
 def test_which_layers_are_dense() -> None:

@@ -7,9 +7,9 @@ none) and `window` (the raw tokens kept, as before).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from perfsim.spec.base import Spec
 
@@ -90,6 +90,12 @@ class GroupedQueryAttention(Spec):
     qk_norm: Literal["head", "all_heads"] | None = None
     sinks: bool = False
 
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if sum(limit is not None for limit in (self.window, self.chunk, self.indexer)) > 1:
+            raise ValueError("at most one of window, chunk and indexer may limit what a token attends")
+        return self
+
     @property
     def value_dim(self) -> int:
         return self.head_dim if self.v_head_dim is None else self.v_head_dim
@@ -150,6 +156,12 @@ class CompressedAttention(Spec):
     compress_ratio: int = Field(default=0, ge=0)
     indexer: SparseIndexer | None = None
     state_dtype: Literal["fp32"] = "fp32"
+
+    @model_validator(mode="after")
+    def _indexer_has_summaries(self) -> Self:
+        if self.indexer is not None and not self.compress_ratio:
+            raise ValueError("an indexer picks summaries: compress_ratio must not be 0")
+        return self
 
     @property
     def overlap(self) -> int:

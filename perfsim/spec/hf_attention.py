@@ -25,10 +25,15 @@ def gqa(config: Config, **options: Any) -> GroupedQueryAttention:
     """The heads of `config`; `options` are fields of GroupedQueryAttention that the family knows."""
     heads = config.integer("num_attention_heads")
     kv_heads = config.integer("num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise config.error("num_key_value_heads", f"expected a divisor of num_attention_heads {heads}, got {kv_heads}")
+    check_groups(config, "num_key_value_heads", heads=heads, kv_heads=kv_heads)
     defaults = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim(config, heads)}
     return GroupedQueryAttention(**{**defaults, **options})
+
+
+def check_groups(config: Config, key: str, *, heads: int, kv_heads: int) -> None:
+    """InputError about `key` when query heads cannot be shared out evenly among K/V heads."""
+    if heads % kv_heads:
+        raise config.error(key, f"expected a divisor of num_attention_heads {heads}, got {kv_heads}")
 
 
 def head_dim(config: Config, heads: int) -> int:
@@ -116,9 +121,14 @@ STATE_DTYPES: dict[str, Any] = {"float32": "fp32", "bfloat16": "bf16", "float16"
 
 def gated_delta_net(config: Config) -> LinearAttention:
     """Qwen3-Next and Qwen3.5: one decay per value head, a full output gate, states in `mamba_ssm_dtype`."""
+    heads, key_heads = config.integer("linear_num_value_heads"), config.integer("linear_num_key_heads")
+    if heads % key_heads:
+        raise config.error(
+            "linear_num_key_heads", f"expected a divisor of linear_num_value_heads {heads}, got {key_heads}"
+        )
     return LinearAttention(
-        num_key_heads=config.integer("linear_num_key_heads"),
-        num_value_heads=config.integer("linear_num_value_heads"),
+        num_key_heads=key_heads,
+        num_value_heads=heads,
         key_head_dim=config.integer("linear_key_head_dim"),
         value_head_dim=config.integer("linear_value_head_dim"),
         conv_kernel=config.integer("linear_conv_kernel_dim"),

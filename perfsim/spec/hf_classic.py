@@ -69,8 +69,7 @@ def falcon(config: Config, count: int) -> list[LayerGroup]:
     kv_heads = config.integer("num_kv_heads", default=heads) if new else 1
     if not new and not config.flag("multi_query", default=True):
         kv_heads = heads
-    if heads % kv_heads:
-        raise config.error("num_kv_heads", f"expected a divisor of num_attention_heads {heads}, got {kv_heads}")
+    attention.check_groups(config, "num_kv_heads", heads=heads, kv_heads=kv_heads)
     attn = GroupedQueryAttention(
         num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=attention.head_dim(config, heads),
         qkv_bias=bias, output_bias=bias,

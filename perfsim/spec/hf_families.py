@@ -63,8 +63,14 @@ def _minimax_m2_options(config: Config) -> dict[str, Any]:
 
 
 def _glm_dsa(config: Config, count: int) -> list[LayerGroup]:
-    """GLM-5: DeepSeek's sparse attention; from 5.2 on most layers take the tokens that an earlier layer has picked."""
-    kinds = attention.per_layer(config, "indexer_types", count, ["full", "shared"], default=["full"] * count)
+    """GLM-5: DeepSeek's sparse attention; from 5.2 on most layers take the tokens that an earlier layer has picked.
+
+    `indexer_types` says which; without it vLLM's rule from `index_topk_freq` and `index_skip_topk_offset`.
+    """
+    every = config.integer("index_topk_freq", default=1)
+    offset = config.integer("index_skip_topk_offset", default=2, minimum=0)
+    usual = ["shared" if max(layer - offset + 1, 0) % every else "full" for layer in range(count)]
+    kinds = attention.per_layer(config, "indexer_types", count, ["full", "shared"], default=usual)
     own, shared = attention.sparse_mla(config), attention.sparse_mla(config, shared=True)
     return [LayerGroup(count=1, attention=own if kind == "full" else shared, mlp=mlps.deepseek_mlp(config, layer))
             for layer, kind in enumerate(kinds)]  # fmt: skip
@@ -115,6 +121,7 @@ FAMILIES: dict[str, Family] = {
     "KimiK25ForConditionalGeneration": Family(
         _stack(attention.mla, attention.no_window, mlps.deepseek_mlp), vision=vision.moonvit
     ),
+    "KimiLinearForCausalLM": Family(hybrid.kimi_linear, hybrid.kimi_linear_options),
     "KimiK3ForConditionalGeneration": Family(hybrid.kimi_linear, hybrid.kimi_linear_options, vision.moonvit),
     "GptOssForCausalLM": Family(_stack(attention.sinks, attention.typed_window, mlps.gpt_oss_experts)),
     "MiniMaxM2ForCausalLM": Family(_minimax_m2, _minimax_m2_options),

@@ -59,6 +59,8 @@ def mimo_v2(config: Config, count: int) -> list[LayerGroup]:
         v_head_dim=config.integer("swa_v_head_dim"), window=config.integer("sliding_window"), qkv_bias=bias,
         sinks=config.flag("add_swa_attention_sink_bias", default=False),
     )  # fmt: skip
+    heads, kv_heads = local.num_attention_heads, local.num_key_value_heads
+    attention.check_groups(config, "swa_num_key_value_heads", heads=heads, kv_heads=kv_heads)
     dense, moe = mlps.dense(config, 0), mlps.deepseek_experts(config)
     return [LayerGroup(count=1, attention=local if slides else full, mlp=moe if routed else dense)
             for slides, routed in zip(windowed, sparse, strict=True)]  # fmt: skip
@@ -94,6 +96,7 @@ def step37(config: Config, count: int) -> list[LayerGroup]:
     other = config.section("attention_other_setting")
     full = attention.gqa(config, qk_norm="head", output_gate="head")
     heads = full.num_attention_heads if other is None else other.integer("num_attention_heads")
+    attention.check_groups(config, "num_key_value_heads", heads=heads, kv_heads=full.num_key_value_heads)
     local = full.model_copy(update={"window": window, "num_attention_heads": heads})
     kinds = attention.layer_types(config, count, _SLIDING)
     return [LayerGroup(count=1, attention=full if kind == "full_attention" else local, mlp=mlps.step_mlp(config, layer))
@@ -131,6 +134,7 @@ def gemma4(config: Config, count: int) -> list[LayerGroup]:
     wide = {"head_dim": config.integer("global_head_dim", default=local.head_dim), "window": None}
     if config.flag("attention_k_eq_v", default=False):
         heads = config.integer("num_global_key_value_heads", default=local.num_key_value_heads)
+        attention.check_groups(config, "num_global_key_value_heads", heads=local.num_attention_heads, kv_heads=heads)
         wide |= {"num_key_value_heads": heads, "shared_key_value": True}
     full = local.model_copy(update=wide)
     norms = 8 if config.flag("enable_moe_block", default=False) else 4
