@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from perfsim.ops.op import Op
 from perfsim.ops.params import (
     active_params,
     kv_bytes_per_token,
@@ -18,8 +19,10 @@ from perfsim.ops.params import (
     total_params,
     vision_params,
 )
+from perfsim.ops.step import StepShape, attention_spans
+from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
-from perfsim.spec.model import ModelArch
+from perfsim.spec.model import MixtureOfExperts, ModelArch
 from perfsim.spec.yaml import load_yaml
 
 FOLDER = Path(__file__).resolve().parents[1] / "validation" / "models"
@@ -96,6 +99,21 @@ def test_every_figure_has_its_source() -> None:
     assert all(row["source"] and isinstance(row["recalled"], bool) for row in rows)
     # What stands in a model's name or in a file at hand needs no memory; anything else has to admit it.
     assert all(row["recalled"] or "name" in row["source"] or "llm-foundry" in row["source"] for row in rows)
+
+
+@pytest.mark.parametrize("name", catalog.list_models())
+def test_one_token_computes_with_every_parameter_it_uses(name: str) -> None:
+    """Two FLOPs per active parameter; the rest is the state, the first token's attention, norms and sampling."""
+    arch = model(name)
+    zeros, ones = ((value,) * len(attention_spans(arch)) for value in (0.0, 1.0))
+    step = StepShape(1.0, 1.0, 1.0, ones, 0.0, zeros, zeros)
+    flops = sum(op.flops * op.count for op in lower(arch, step, tp=1) if isinstance(op, Op))
+    lookup = 0 if arch.tie_word_embeddings else arch.vocab_size * arch.hidden_size
+    dense = all(not isinstance(group.mlp, MixtureOfExperts) for group in arch.layers)
+    computed = active_params(arch) - (
+        lookup if dense else 0
+    )  # of a mixture the lookup is not active in the first place
+    assert 2 * computed * 0.999 <= flops <= 2 * computed * 1.03
 
 
 # Bytes that one more token costs, and bytes per sequence whatever its length. By hand, from the config's numbers.

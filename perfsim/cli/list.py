@@ -33,7 +33,7 @@ Listing = tuple[list[str], list[dict[str, Any]]]
 
 
 def _models() -> Listing:
-    from perfsim.ops.params import active_params, kv_bytes_per_token, total_params
+    from perfsim.ops.params import active_params, kv_bytes_per_token, state_bytes_per_sequence, total_params
     from perfsim.spec import catalog
 
     rows = []
@@ -42,7 +42,9 @@ def _models() -> Listing:
         rows.append({
             "name": name, "hf_id": model.hf_id, "architecture": model.architecture,
             "total_params": total_params(model), "active_params": active_params(model),
-            "kv_bytes_per_token": kv_bytes_per_token(model), "max_position_embeddings": model.max_position_embeddings,
+            "kv_bytes_per_token": kv_bytes_per_token(model),
+            "state_bytes_per_sequence": state_bytes_per_sequence(model),
+            "max_position_embeddings": model.max_position_embeddings,
         })  # fmt: skip
     return ["name", "total_params", "active_params", "kv_bytes_per_token", "max_position_embeddings"], rows
 
