@@ -16,6 +16,8 @@ from perfsim.errors import InfeasibleError, InputError
 from perfsim.spec import catalog
 from perfsim.spec.cluster import Cluster, Dragonfly, FatTree, Network, Torus
 from perfsim.spec.hardware import NetworkCards, Node
+from perfsim.spec.load import load_scenario
+from perfsim.spec.save import scenario_yaml
 
 GBPS = 1e9
 
@@ -212,3 +214,25 @@ def test_unknown_clusters_are_named(tmp_path: Any) -> None:
     file.write_text(file.read_text().replace("radix", "radius"))
     with pytest.raises(InputError, match=r"mine.yaml: .*unknown key 'radius'; did you mean 'radix'"):
         catalog.machine(str(file))
+
+
+def test_a_scenario_may_name_a_cluster(tmp_path: Any) -> None:
+    scenario = load_scenario(hardware="superpod", overrides=["parallel.tp=16", "model=llama-2-7b-hf"])
+    pod = CLUSTERS["dgx-h100-superpod"]
+    assert (scenario.cluster, scenario.hardware) == (pod, pod.node)
+    alone = scenario.replace(hardware="dgx-h100", **{"parallel.tp": 8})
+    assert alone.cluster is None
+    assert alone.hash != scenario.replace(**{"parallel.tp": 8}).hash
+    text = scenario_yaml(scenario, directory=tmp_path)
+    assert "hardware: dgx-h100-superpod\n" in text
+    narrower = pod.model_copy(update={"node_count": 4})
+    changed = scenario.replace(hardware=narrower)
+    assert changed.cluster == narrower
+    (tmp_path / "own.yaml").write_text(scenario_yaml(changed, directory=tmp_path))
+    assert load_scenario(tmp_path / "own.yaml") == changed  # written out in full
+    with pytest.raises(InfeasibleError, match="dgx-h100-superpod has 1016 accelerators"):
+        scenario.replace(**{"parallel.pp": 64})
+    broken = pod.model_dump(mode="json", exclude_none=True)
+    broken["network"]["radix"] = 2
+    with pytest.raises(InputError, match=r"network\.radix: expected a number of at least 4"):
+        scenario.replace(hardware=broken)

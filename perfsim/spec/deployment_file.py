@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag
 from perfsim.errors import InfeasibleError, InputError
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
+from perfsim.spec.cluster import Cluster
 from perfsim.spec.deployment import (
     Autoscaling,
     Deployment,
@@ -65,12 +66,14 @@ class DeploymentFile(Spec):
 def resolve_deployment(
     file: DeploymentFile, *, model: ModelArch, own: ReplicaGroup, policy: ServingPolicy, where: Callable[[str], str],
     node: Callable[[str, str | Node], Node], calibration: Callable[[Node, str | None], Calibration],
+    cluster: Cluster | None = None,
 ) -> Deployment:  # fmt: skip
     """The deployment with every group's hardware, parallelism, policy and coefficients filled in.
 
     `own` holds the scenario's resolved settings, `policy` the unresolved one, because the engine's defaults differ
-    between devices. `node(place, reference)` and `calibration(node, engine)` look up names. A deployment of nothing but
-    defaults stays as it is: it means the scenario itself. Raises InputError or InfeasibleError with the group's place.
+    between devices. Groups on the scenario's own hardware share its `cluster`. `node(place, reference)` and
+    `calibration(node, engine)` look up names. A deployment of nothing but defaults stays as it is: it means the
+    scenario itself. Raises InputError or InfeasibleError with the group's place.
     """
     if file == DeploymentFile():
         return Deployment()
@@ -82,7 +85,7 @@ def resolve_deployment(
         parallel = group.parallel or ParallelPlan.model_validate(own.parallel)
         chosen = {key: getattr(group.policy, key) for key in group.policy.model_fields_set} if group.policy else {}
         try:
-            check_parallel(parallel, model=model, node=hardware)
+            check_parallel(parallel, model=model, node=hardware, cluster=cluster if group.hardware is None else None)
             resolved = resolve_policy(
                 policy.model_copy(update=chosen), model=model, accelerator=hardware.accelerator
             )  # fmt: skip

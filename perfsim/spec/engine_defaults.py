@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from perfsim.errors import InfeasibleError, InputError
 from perfsim.spec.attention import Attention, GroupedQueryAttention, LinearAttention, Mamba2
+from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Accelerator, Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import ParallelPlan, ServingPolicy
@@ -54,10 +55,20 @@ def resolve_policy(policy: ServingPolicy, *, model: ModelArch, accelerator: Acce
     return policy.model_copy(update={"max_num_batched_tokens": tokens, "max_num_seqs": seqs, "max_model_len": length})
 
 
-def check_parallel(parallel: ParallelPlan, *, model: ModelArch, node: Node) -> None:
-    """Raises InfeasibleError when the node has too few GPUs, InputError when the heads do not divide among them."""
+def check_parallel(
+    parallel: ParallelPlan, *, model: ModelArch, node: Node, cluster: Cluster | None = None
+) -> None:  # fmt: skip
+    """Raises InfeasibleError when there are too few GPUs, InputError when the heads do not divide among them.
+
+    `tp` may span nodes only where a `cluster` joins them.
+    """
     tp = parallel.tp
-    if tp > node.accelerator_count:
+    if cluster is not None and parallel.gpus > cluster.accelerator_count:
+        raise InfeasibleError(
+            f"parallel: {parallel.gpus} GPUs do not fit: {cluster.name} has {cluster.accelerator_count} accelerators",
+            binding="accelerators",
+        )
+    if cluster is None and tp > node.accelerator_count:
         raise InfeasibleError(
             f"parallel.tp: {tp} GPUs do not fit: {node.name} has {node.accelerator_count} accelerators",
             binding="accelerators",

@@ -12,6 +12,7 @@ from perfsim.errors import InputError, nearest
 from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.calibration_file import load_calibration
+from perfsim.spec.cluster import Cluster
 from perfsim.spec.deployment import ReplicaGroup
 from perfsim.spec.deployment_file import resolve_deployment
 from perfsim.spec.engine_defaults import check_parallel, resolve_policy
@@ -90,22 +91,28 @@ class Draft:
     def node(self) -> Node:
         """The hardware as it stands; InputError when it is unknown."""
         value = self.get("hardware")
-        if isinstance(value, str | Node):
-            return self._node("hardware", value)
-        return validated(Node, value or {}, where=self._where("hardware"))
+        if isinstance(value, dict) and "node" in value:
+            return validated(Cluster, value, where=self._where("hardware")).node
+        if not isinstance(value, str | Node | Cluster):
+            return validated(Node, value or {}, where=self._where("hardware"))
+        machine = self._machine("hardware", value)
+        return machine.node if isinstance(machine, Cluster) else machine
 
     def resolve(self) -> Scenario:
         """The resolved scenario; InputError or InfeasibleError with its place when something is wrong."""
         file = validated(ScenarioFile, self._content, where=self._where)
         model = file.model if isinstance(file.model, ModelArch) else catalog.model(self._path("model", file.model))
-        node = self._node("hardware", file.hardware)
-        check_parallel(file.parallel, model=model, node=node)
+        machine = self._machine("hardware", file.hardware)
+        cluster = machine if isinstance(machine, Cluster) else None
+        node = machine.node if isinstance(machine, Cluster) else machine
+        check_parallel(file.parallel, model=model, node=node, cluster=cluster)
         calibration = file.calibration or find_calibration(accelerator=node.accelerator.name, engine=file.engine)
         policy = resolve_policy(file.policy, model=model, accelerator=node.accelerator)
         own = ReplicaGroup(name="own", count=1, hardware=node, parallel=file.parallel, policy=policy,
                            calibration=calibration)  # fmt: skip
         deployment = resolve_deployment(
             file.deployment, model=model, own=own, policy=file.policy, where=self._where, node=self._node,
+            cluster=cluster,
             calibration=lambda node, engine: find_calibration(
                 accelerator=node.accelerator.name, engine=engine or file.engine
             ),
@@ -114,6 +121,7 @@ class Draft:
             name=file.name if "name" in self._content else automatic_name(model, parallel=file.parallel, node=node),
             model=model,
             hardware=node,
+            cluster=cluster,
             parallel=file.parallel,
             policy=policy,
             deployment=deployment,
@@ -150,6 +158,9 @@ class Draft:
 
     def _node(self, place: str, reference: str | Node) -> Node:
         return reference if isinstance(reference, Node) else catalog.node(self._path(place, reference))
+
+    def _machine(self, place: str, reference: str | Node | Cluster) -> Node | Cluster:
+        return catalog.machine(self._path(place, reference)) if isinstance(reference, str) else reference
 
     def _workload(self, workload: Workload) -> Workload:
         if not isinstance(workload, TraceWorkload):

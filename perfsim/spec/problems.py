@@ -16,7 +16,7 @@ S = TypeVar("S", bound=BaseModel)
 Location = tuple[int | str, ...]
 
 # Tags of a union of a name and the thing itself; like the values of `kind`, they appear in pydantic's locations only.
-NAME, INLINE = "name", "inline"
+NAME, INLINE, CLUSTER = "name", "inline", "cluster"
 
 _EXPECTED = {
     "int_type": "an integer", "int_parsing": "an integer", "int_from_float": "an integer",
@@ -110,10 +110,10 @@ def _written_path(data: object, location: Location) -> Location:
     path: list[int | str] = []
     tag_may_follow = True
     for item in location:
-        if isinstance(data, Mapping) and tag_may_follow and item in (data.get("kind"), INLINE):
+        if isinstance(data, Mapping) and tag_may_follow and item in (data.get("kind"), INLINE, CLUSTER):
             tag_may_follow = False
             continue
-        if not isinstance(data, (Mapping, list, tuple)) and item in (NAME, INLINE, "[key]"):
+        if not isinstance(data, (Mapping, list, tuple)) and item in (NAME, INLINE, CLUSTER, "[key]"):
             continue
         if isinstance(data, Mapping):
             data = data.get(str(item))

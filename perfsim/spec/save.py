@@ -57,7 +57,7 @@ def scenario_content(scenario: Scenario) -> dict[str, Any]:
     engine = scenario.calibration.engine.name
     content: dict[str, Any] = {"name": scenario.name}
     content["model"] = scenario.model.name if _is_packaged_model(scenario) else whole["model"]
-    content["hardware"] = scenario.hardware.name if _is_packaged(scenario.hardware) else whole["hardware"]
+    content["hardware"] = _hardware(scenario, whole)
     for key in ("parallel", "policy", "workload", "slo"):
         content[key] = whole[key]
     if scenario.deployment != Deployment():
@@ -124,6 +124,16 @@ def _is_packaged_model(scenario: Scenario) -> bool:
         return catalog.model(scenario.model.name) == scenario.model
     except InputError:
         return False
+
+
+def _hardware(scenario: Scenario, whole: Mapping[str, Any]) -> Any:
+    """The name of the cluster or node where the catalogue has it, else all of it."""
+    machine = scenario.hardware if scenario.cluster is None else scenario.cluster
+    try:
+        packaged = catalog.machine(machine.name) == machine
+    except InputError:
+        packaged = False
+    return machine.name if packaged else whole["hardware" if scenario.cluster is None else "cluster"]
 
 
 def _is_packaged(node: Node) -> bool:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
+from perfsim.spec.cluster import Cluster
 from perfsim.spec.deployment import Deployment, ReplicaGroup
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
@@ -21,6 +22,8 @@ from perfsim.spec.workload import Workload
 class Scenario(Spec):
     """A resolved question: which model, on which node, run how, under which traffic, promised what.
 
+    `cluster` holds many nodes like `hardware` and the network that joins them; without it nothing leaves the node.
+
     Every name is already looked up: descriptors and calibration coefficients are inlined, so two scenarios with equal
     `hash` give byte-identical results.
     """
@@ -28,6 +31,7 @@ class Scenario(Spec):
     name: str = "scenario"
     model: ModelArch
     hardware: Node
+    cluster: Cluster | None = None
     parallel: ParallelPlan = ParallelPlan()
     policy: ServingPolicy = ServingPolicy()
     deployment: Deployment = Deployment()
@@ -58,6 +62,8 @@ class Scenario(Spec):
         """The scenario of one replica of `group`, alone."""
         own = {key: getattr(group, key) for key in ("hardware", "parallel", "policy", "calibration")}
         given = {key: value for key, value in own.items() if value is not None}
+        if given.get("hardware", self.hardware) != self.hardware:
+            given["cluster"] = None
         return self.model_copy(update={**given, "deployment": Deployment()})
 
     def portable(self) -> dict[str, Any]:
@@ -76,6 +82,10 @@ class Scenario(Spec):
             content["workload"].pop("trace")
         content["hardware"].pop("sources")
         content["hardware"]["accelerator"].pop("sources")
+        if content["cluster"] is None:
+            content.pop("cluster")
+        else:  # its node is `hardware`
+            content["cluster"] = {key: content["cluster"][key] for key in ("node_count", "network", "remote")}
         for group in content["deployment"]["groups"]:
             if group["hardware"] is not None:
                 group["hardware"].pop("sources")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
-from perfsim.spec.deployment_file import DeploymentFile, HardwareRef, name_or_inline
+from perfsim.spec.cluster import Cluster
+from perfsim.spec.deployment_file import DeploymentFile, name_or_inline
+from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
-from perfsim.spec.problems import INLINE, NAME
+from perfsim.spec.problems import CLUSTER, INLINE, NAME
 from perfsim.spec.workload import Workload
 
 DEFAULT_ENGINE = "vllm"
@@ -20,6 +22,20 @@ ModelRef = Annotated[
     Annotated[str, Tag(NAME)] | Annotated[ModelArch, Tag(INLINE)],
     Discriminator(name_or_inline),
     Field(description="name (`perfsim list models`), Hugging Face id, path of a config.json, or a whole descriptor"),
+]
+
+
+def _machine(value: Any) -> str:
+    """The tag of a machine: a cluster is what has a `node`."""
+    if isinstance(value, Cluster) or (isinstance(value, dict) and "node" in value):
+        return CLUSTER
+    return name_or_inline(value)
+
+
+MachineRef = Annotated[
+    Annotated[str, Tag(NAME)] | Annotated[Node, Tag(INLINE)] | Annotated[Cluster, Tag(CLUSTER)],
+    Discriminator(_machine),
+    Field(description="name of a node, accelerator or cluster (`perfsim list hardware`), or a whole descriptor"),
 ]
 
 
@@ -32,7 +48,7 @@ class ScenarioFile(Spec):
 
     name: str = Field(default="scenario", min_length=1, max_length=200)
     model: ModelRef
-    hardware: HardwareRef
+    hardware: MachineRef
     parallel: ParallelPlan = ParallelPlan()
     policy: ServingPolicy = ServingPolicy()
     deployment: DeploymentFile = DeploymentFile()
