@@ -18,10 +18,21 @@ from perfsim.serving.recorder import Recorder
 from perfsim.serving.stepwise import StepwiseEngine
 from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
-from perfsim.spec.model import DenseMLP, GroupedQueryAttention, LayerGroup, ModelArch, MultiHeadLatentAttention
+from perfsim.spec.model import (
+    CompressedAttention,
+    DenseMLP,
+    GroupedQueryAttention,
+    LayerGroup,
+    LinearAttention,
+    Mamba2,
+    ModelArch,
+    MultiHeadLatentAttention,
+    SparseIndexer,
+)
 from perfsim.traffic import ClosedLoopSource, RequestChunk
 
 BLOCK = 16
+KINDS = ("gqa", "mla", "windowed", "chunked", "sparse", "compressed", "hybrid", "recurrent")
 
 
 def tiny_model(kind: str) -> ModelArch:
@@ -35,6 +46,14 @@ def tiny_model(kind: str) -> ModelArch:
         v_head_dim=64,
     )
     mlp = DenseMLP(intermediate_size=2048)
+    indexer = SparseIndexer(num_heads=4, head_dim=32, top_k=60)
+    compressed = CompressedAttention(
+        num_attention_heads=8, head_dim=64, qk_rope_head_dim=16, q_lora_rank=128, o_lora_rank=64, o_groups=2, window=40
+    )
+    linear = LinearAttention(
+        num_key_heads=4, num_value_heads=8, key_head_dim=64, value_head_dim=64, conv_kernel=4, gate_rank=32
+    )
+    mamba = Mamba2(num_heads=16, head_dim=64, n_groups=2, state_size=64, conv_kernel=4)
     layers = {
         "gqa": (LayerGroup(count=24, attention=gqa, mlp=mlp),),
         "mla": (LayerGroup(count=24, attention=mla, mlp=mlp),),
@@ -42,6 +61,35 @@ def tiny_model(kind: str) -> ModelArch:
             LayerGroup(count=12, attention=gqa, mlp=mlp),
             LayerGroup(count=12, attention=gqa.model_copy(update={"window": 40}), mlp=mlp),
         ),
+        "chunked": (
+            LayerGroup(count=6, attention=gqa, mlp=mlp),
+            LayerGroup(count=18, attention=gqa.model_copy(update={"chunk": 48}), mlp=mlp),
+        ),
+        "sparse": (
+            LayerGroup(count=12, attention=mla.model_copy(update={"indexer": indexer}), mlp=mlp),
+            LayerGroup(
+                count=12,
+                attention=mla.model_copy(update={"indexer": indexer.model_copy(update={"shared": True})}),
+                mlp=mlp,
+            ),
+        ),
+        "compressed": (
+            LayerGroup(count=4, attention=compressed, mlp=mlp),
+            LayerGroup(count=10, attention=compressed.model_copy(update={"compress_ratio": 16}), mlp=mlp),
+            LayerGroup(
+                count=10,
+                attention=compressed.model_copy(
+                    update={"compress_ratio": 4, "indexer": indexer.model_copy(update={"top_k": 15})}
+                ),
+                mlp=mlp,
+            ),
+        ),
+        "hybrid": (
+            LayerGroup(count=6, attention=gqa, mlp=None),
+            LayerGroup(count=18, attention=linear, mlp=mlp),
+            LayerGroup(count=6, attention=None, mlp=mlp),
+        ),
+        "recurrent": (LayerGroup(count=24, attention=mamba, mlp=None),),
     }[kind]
     return ModelArch(
         name=kind, architecture="test", hidden_size=512, vocab_size=32000, layers=layers, max_position_embeddings=4096
@@ -81,9 +129,10 @@ class Log:
         index = np.concatenate([np.arange(count) for count in counts])
         rows = {name: np.repeat(values, counts) for name, values in columns.items()}
         rows["first_s"] = rows["first_s"] + index * rows["slope_s"]
-        rows["decode_context"] = rows["decode_context"] + index * rows["decode_growth"]
-        kept = ("first_s", "tokens", "logits", "decode_sequences", "emitted", "prefill_tokens",
-                "running", "decode_context", "prefill_pairs", "prefill_context")  # fmt: skip
+        for name in [name for name in rows if name.startswith("decode_context")]:
+            rows[name] = rows[name] + index * rows[name.replace("context", "growth")]
+        sums = [name for name in rows if name.startswith(("decode_context", "prefill_pairs", "prefill_context"))]
+        kept = ("first_s", "tokens", "logits", "decode_sequences", "emitted", "prefill_tokens", "running", *sums)
         self.gaps += np.repeat(rows["first_s"], rows["gap_sequences"].astype(int)).tolist()
         self.steps.append(np.stack([rows[name] for name in kept], axis=1))
 
@@ -132,6 +181,7 @@ def scenarios(draw):
         max_model_len=4096,
         block_size=BLOCK,
         total_blocks=draw(st.integers(34, 120)),
+        window_blocks=draw(st.sampled_from([0, 0, 2])),
         priority=by_priority,
         prefix_caching=draw(st.booleans()),
         long_prefill_token_threshold=draw(st.sampled_from([0, 0, 24])),
@@ -140,7 +190,7 @@ def scenarios(draw):
         watermark_blocks=draw(st.sampled_from([0, 3])),
     )
     clients = draw(st.sampled_from([0, 0, 1, 5]))
-    return draw(st.sampled_from(["gqa", "mla", "windowed"])), config, chunk, clients, draw(st.sampled_from([0.0, 0.03]))
+    return draw(st.sampled_from(KINDS)), config, chunk, clients, draw(st.sampled_from([0.0, 0.03]))
 
 
 @settings(max_examples=400, deadline=None)
