@@ -49,6 +49,7 @@ class Explanation:
             node=scenario.hardware,
             tp=scenario.parallel.tp,
             calibration=scenario.calibration,
+            cluster=scenario.cluster,
             kv_cache_dtype=scenario.policy.kv_cache_dtype,
         ):
             gpu = gpu + part.seconds

@@ -42,7 +42,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
     steps = compile_steps(
         model=scenario.model, node=scenario.hardware, tp=tp, calibration=scenario.calibration,
         max_num_batched_tokens=tokens, max_num_seqs=seqs, async_scheduling=policy.async_scheduling,
-        kv_cache_dtype=policy.kv_cache_dtype,
+        cluster=scenario.cluster, kv_cache_dtype=policy.kv_cache_dtype,
     )  # fmt: skip
     config = EngineConfig(
         max_num_batched_tokens=tokens,
