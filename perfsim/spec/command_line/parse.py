@@ -41,9 +41,11 @@ class Parsed:
 def parse(words: Sequence[str], table: FlagTable) -> Parsed:
     """The flags of a command line without its program name; InputError for anything the engine would refuse."""
     parser = _Parser(prog=table.program, add_help=False, allow_abbrev=table.abbreviations)
-    for flag in table.flags:
-        _add(parser, flag)
     words = [_respelled(word, table) for word in words]
+    spelled = {word.split("=")[0] for word in words}
+    for flag in table.flags:
+        if not flag.former or spelled.intersection(flag.names):  # what is gone makes no abbreviation ambiguous
+            _add(parser, flag)
     namespace = argparse.Namespace(given=[])
     _, rest = parser.parse_known_args(_with_dotted_json(words) if table.dotted_json else words, namespace)
     unknown = next((word for word in rest if word.startswith("-") and len(word) > 1), None)
