@@ -125,7 +125,7 @@ CACHES = {
     "zai-org--GLM-5.2": (78 * (512 + 64) * 2 + 21 * 132, 0),  # 57 layers take the choice of another
     "MiniMaxAI--MiniMax-M3": (60 * 2 * 4 * 128 * 2 + 57 * 128 * 2, 0),
     "deepseek-ai--DeepSeek-V4-Flash": (
-        21 * (512 * 2 + 132) // 4 + 20 * 512 * 2 // 128,
+        21 * (584 + 132) / 4 + 20 * 584 / 128,  # vLLM's layout: 448 in fp8, 64 in 16 bits, 8 bytes of scales
         20 * 128 * 2 * 512 * 4 + 21 * 8 * 2 * 2 * (512 + 128) * 4,  # values and scores of unfinished spans, fp32
     ),
     "Qwen--Qwen3.5-27B": (16 * 2 * 4 * 256 * 2, 48 * (48 * 128 * 128 * 4 + (2 * 2048 + 6144) * 3 * 2)),

@@ -140,8 +140,8 @@ def _compressed(model: ModelArch, attention: CompressedAttention, *, tp: int) ->
 
 
 def _compressor(model: ModelArch, width: int, size: int, ratio: int) -> Parameters:
-    """Values and gates of `width` per token, a bias per position in the span, one norm over the summary."""
-    return Parameters(2 * model.hidden_size * width, 0, 0, ratio * width + size)
+    """Values and gates of `width` per token, a bias per position in the span, one norm over the summary; 16 bits."""
+    return Parameters(0, 0, 0, 2 * model.hidden_size * width + ratio * width + size)
 
 
 def _linear_attention(model: ModelArch, attention: LinearAttention, *, tp: int) -> Parameters:

@@ -11,7 +11,8 @@ towers, too, where their heads divide.
 from __future__ import annotations
 
 from perfsim.errors import InfeasibleError
-from perfsim.ops.param_counts import Parameters, expert_count, kv_heads, layer_count, norm_size
+from perfsim.ops.cache import growing_bytes
+from perfsim.ops.param_counts import Parameters, expert_count, layer_count, norm_size
 from perfsim.spec.model import (
     ACTIVATION_BYTES,
     WEIGHT_BYTES,
@@ -23,13 +24,11 @@ from perfsim.spec.model import (
     Mamba2,
     MixtureOfExperts,
     ModelArch,
-    MultiHeadLatentAttention,
-    SparseIndexer,
 )
 
 __all__ = [
     "Parameters", "active_params", "check_tensor_parallel", "kv_bytes_per_token", "kv_bytes_per_token_per_gpu",
-    "kv_bytes_per_token_per_layer", "kv_growth_per_layer", "mtp_params", "state_bytes_per_layer",
+    "mtp_params", "state_bytes_per_layer",
     "state_bytes_per_sequence", "text_params", "total_params", "vision_params", "weight_bytes", "weight_bytes_per_gpu",
 ]  # fmt: skip
 
@@ -123,35 +122,7 @@ def kv_bytes_per_token_per_gpu(model: ModelArch, *, tp: int) -> float:
     Raises InfeasibleError when heads or widths cannot be divided by `tp`.
     """
     check_tensor_parallel(model, tp=tp)
-    return sum(group.count * kv_growth_per_layer(model, group, tp=tp) for group in model.layers)
-
-
-def kv_growth_per_layer(model: ModelArch, group: LayerGroup, *, tp: int) -> float:
-    """Cached bytes that one more token of context costs in one layer of `group` on one of `tp` GPUs; 0 if bounded."""
-    reach = group.reach
-    if reach is None or not reach.grows:
-        return 0
-    entry = kv_bytes_per_token_per_layer(model, group, tp=tp)
-    if not isinstance(group.attention, CompressedAttention):
-        return entry
-    keys = _index_key_bytes(model, group.attention.indexer)
-    whole, rest = divmod(entry + keys, reach.compress_ratio)
-    return whole + rest / reach.compress_ratio if rest else whole
-
-
-def kv_bytes_per_token_per_layer(model: ModelArch, group: LayerGroup, *, tp: int) -> int:
-    """Cached bytes of one raw token in one layer of `group` on one of `tp` GPUs, windowed or not; 0 if it caches none.
-
-    Compressed attention keeps such entries for its window and as large ones, plus an indexer key, as summaries.
-    """
-    attention, act = group.attention, ACTIVATION_BYTES[model.dtype]
-    if isinstance(attention, MultiHeadLatentAttention):
-        latent = attention.kv_lora_rank + attention.qk_rope_head_dim
-        return latent * act + _index_key_bytes(model, attention.indexer)
-    if isinstance(attention, GroupedQueryAttention):
-        entry = kv_heads(attention, tp=tp) * (attention.head_dim + attention.value_dim)
-        return entry * act + _index_key_bytes(model, attention.indexer)
-    return attention.head_dim * act if isinstance(attention, CompressedAttention) else 0
+    return sum(group.count * growing_bytes(model, group, tp=tp, kv_cache_dtype="auto") for group in model.layers)
 
 
 def state_bytes_per_sequence(model: ModelArch, *, tp: int = 1) -> int:
@@ -215,15 +186,6 @@ def _divided(group: LayerGroup) -> dict[str, int]:
 def _indivisible(model: ModelArch, name: str, size: int, tp: int) -> InfeasibleError:
     message = f"{model.name} does not fit tensor parallelism {tp}: {name} ({size}) is not divisible by it"
     return InfeasibleError(message, binding="tensor_parallel_size")
-
-
-def _index_key_bytes(model: ModelArch, indexer: SparseIndexer | None) -> int:
-    """One cached indexer key; in fp8 with one fp32 scale per 128 elements (vLLM's DeepseekV32IndexerCache)."""
-    if indexer is None or indexer.shared:
-        return 0
-    if not indexer.fp8_keys:
-        return indexer.head_dim * ACTIVATION_BYTES[model.dtype]
-    return indexer.head_dim + indexer.head_dim // 128 * 4
 
 
 def _bytes(model: ModelArch, count: Parameters) -> float:

@@ -50,10 +50,10 @@ def _linear(
     gate = values if mixer.gate_rank is None else 0
     wide = 2 * keys + values + gate
     yield gemm(model, "mixer_in_proj", count, tokens, wide, hidden, weight_dtype=weights)
-    # Write strengths, and the decays: a number per head, or a rank that is expanded to one per channel.
-    decays = heads if mixer.decay_rank is None else mixer.decay_rank
+    # Write strengths, and decays: a number per head, or one per channel, at once or through `decay_rank`.
+    decays = heads if mixer.decay == "head" else mixer.decay_rank or keys
     yield gemm(model, "mixer_gates", count, tokens, heads + decays, hidden, weight_dtype=weights)
-    if mixer.decay_rank is not None:
+    if mixer.decay == "channel" and mixer.decay_rank is not None:
         yield gemm(model, "decay_proj", count, tokens, keys, mixer.decay_rank, weight_dtype=weights)
     if mixer.gate_rank is not None:
         yield gemm(model, "gate_a_proj", count, tokens, mixer.gate_rank, hidden, weight_dtype=weights)
