@@ -56,6 +56,7 @@ def steady_outcome(steady: SteadyState, slo: SLO) -> Outcome:
         notes.append(
             "outside the range the closed form was tested in (load, prompt length): simulate before trusting it"
         )
+    notes.extend(steady.notes)
     simulation = {"requests": 0, "steps": 0, "segments": 0}
     aggregated = Aggregated(
         metrics=metrics, curves={}, timeline={}, simulation=simulation, makespan_s=HOUR, littles_law=None

@@ -18,7 +18,7 @@ enough for preemptions and arrivals in bursts make it low too. `in_range` says w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class SteadyState:
     cached_tokens: float
     output_tokens: float
     in_range: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +91,9 @@ def steady_state(scenario: Scenario, plan: ReplicaPlan, *, trace_path: TracePath
     replica = _price(plan, demand)
     most = _saturation(replica)
     if demand.rate is not None:
-        return _solve(scenario, demand, replica, demand.rate, most)
+        return replace(
+            _solve(scenario, demand, replica, demand.rate, most), notes=(*demand.notes, *_peak(demand, most))
+        )
     low, high = 0.0, most
     profile = scenario.calibration.engine
     for _ in range(60):  # the cycle time grows with the rate: bisect clients = rate x cycle
@@ -99,6 +102,18 @@ def steady_state(scenario: Scenario, plan: ReplicaPlan, *, trace_path: TracePath
         cycle = None if state.e2e is None else state.e2e + demand.think_time + profile.egress
         low, high = (low, middle) if cycle is None or middle * cycle > demand.clients else (middle, high)
     return _solve(scenario, demand, replica, low, most)
+
+
+def _peak(demand: Demand, most: float) -> tuple[str, ...]:
+    """What to know when the rate varies and the answer is about its mean."""
+    if demand.peak is None or demand.rate is None:
+        return ()
+    note = (
+        f"the rate varies up to {demand.peak:.3g} requests/s: this is the steady state at its mean, {demand.rate:.3g}"
+    )
+    if demand.peak >= most:
+        note += f"; beyond {most:.3g} queues grow, which the means do not show"
+    return (note,)
 
 
 def _price(plan: ReplicaPlan, demand: Demand) -> _Replica:

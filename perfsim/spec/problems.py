@@ -57,6 +57,8 @@ def _describe(cls: type[BaseModel], data: Mapping[str, Any], problem: ErrorDetai
         valid = sorted(_keys(cls, parent))
         hint = nearest(key, valid) or f"; expected one of {', '.join(valid)}"
         return f"{where(_dotted(path))}: unknown key '{shorten(key)}'{hint}"
+    if kind == "missing" and isinstance(path[-1], int):
+        return f"{where(_dotted(path[:-1]))}: item {path[-1] + 1} is missing"
     if kind == "missing":
         return f"{where(_dotted(path[:-1]))}: the key '{path[-1]}' is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -82,6 +84,9 @@ def _complaint(kind: str, context: Mapping[str, Any], problem: ErrorDetails) -> 
         return f"expected a number {words} {context[key]:.12g}, got {given}"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, got {given}"
+    if kind in ("too_long", "too_short"):
+        bound = f"at most {context['max_length']}" if kind == "too_long" else f"at least {context['min_length']}"
+        return f"expected {bound} items, got {context['actual_length']}"
     message = problem["msg"]
     return f"{message[:1].lower()}{message[1:]}, got {given}"
 
@@ -118,7 +123,7 @@ def _written_path(data: object, location: Location) -> Location:
         if isinstance(data, Mapping):
             data = data.get(str(item))
         elif isinstance(data, (list, tuple)) and isinstance(item, int):
-            data = data[item]
+            data = data[item] if item < len(data) else None
         tag_may_follow = True
         path.append(item)
     return tuple(path)
