@@ -283,3 +283,24 @@ def test_the_pool_is_sound_whatever_is_asked(total: int, caching: bool, widest: 
         lone.leave(lone.running[0], resumes=False)
         sound(lone.cache)
     assert lone.cache.check() == ""
+
+
+def test_two_copies_make_one_hit() -> None:
+    """A hit may begin in a short copy and go on in a longer one; it takes no more than the blocks it needs."""
+    cache = KVCache(12, block_size=SIZE, caching=True)
+    long, short, late = (Request(index, 0.0, 0.0, blocks * SIZE, 9, keys=[7], ends=[blocks])
+                         for index, blocks in enumerate((8, 2, 9)))  # fmt: skip
+    for request, blocks in ((short, 2), (long, 8)):
+        cache.take(blocks)
+        cache.commit(request, blocks)
+    cache.release(long, 8 * SIZE, resumes=False)
+    cache.release(short, 2 * SIZE, resumes=False)
+    assert cache.lookup(late, 7) == (7, 7)
+    cache.acquire(late, 7)
+    sound(cache)
+    assert cache.free == 12 - 7
+    cache.take(3)  # two blank ones, and the long copy's last block: the deepest goes first
+    assert cache.lookup(Request(3, 0.0, 0.0, 9 * SIZE, 9, keys=[7], ends=[8]), 8) == (7, 0)
+    assert sum(run.resident for run in cache.queue) == 2
+    cache.release(late, 7 * SIZE, resumes=False)
+    sound(cache)

@@ -66,7 +66,7 @@ class KVCache:
             while node is not None and have < want:
                 stop = min(node.start + node.resident, want)
                 if not node.refs:
-                    idle += stop - node.start
+                    idle += stop - have
                 have = stop
                 if have < want:
                     node = self._find(key, have)
@@ -91,7 +91,7 @@ class KVCache:
             want = min(left, end - start)
             have = 0
             while have < want and (node := self._find(request.keys[index], have)) is not None:
-                have = self._hold(request, node, want)
+                have = self._hold(request, node, have, want)
             request.node_blocks += want
             request.position += want
             left -= want
@@ -196,12 +196,12 @@ class KVCache:
             return node
         return next((run for run in self.copies.get(key, ()) if run.covers(block)), None)
 
-    def _hold(self, request: Request, run: Run, want: int) -> int:
-        """A request begins to use `run` up to the key's block `want`; where its part ends."""
+    def _hold(self, request: Request, run: Run, have: int, want: int) -> int:
+        """A request begins to use `run` from the key's block `have` up to block `want`, if it reaches so far."""
         stop = min(run.start + run.resident, want)
         if not run.refs:
-            if stop < run.start + run.resident:
-                run = self._split(run, stop)
+            if have > run.start or stop < run.start + run.resident:
+                run = self._split(run, have, stop)
             else:
                 del self.queue[run]
             self.free -= run.resident
@@ -209,20 +209,28 @@ class KVCache:
         request.held.append(run)
         return stop
 
-    def _split(self, run: Run, stop: int) -> Run:
-        """The blocks of a free run before `stop` as a run of their own; the others keep their place in the queue."""
-        key = run.key
-        begin = Run(key, stop - run.start, run.start)
-        run.start, run.resident = stop, run.resident - begin.resident
-        if key is not None:
+    def _split(self, run: Run, first: int, stop: int) -> Run:
+        """The blocks `first` to `stop` of a free run as a run of their own; the others keep their place in the queue.
+
+        When some stay on both sides, the deeper ones go to the front of the queue instead.
+        """
+        end = run.start + run.resident
+        parts = [Run(run.key, stop - first, first)]
+        if first == run.start:
+            run.start, run.resident = stop, end - stop
+        else:
+            run.resident = first - run.start
+            if stop < end:
+                parts.append(Run(run.key, end - stop, stop))
+                self.queue[parts[1]] = None
+                self.queue.move_to_end(parts[1], last=False)
+        if run.key is not None:
             ordered: OrderedDict[Run, None] = OrderedDict()
-            for other in self.copies.get(key, (run,)):
-                if other is run:
-                    ordered[begin] = None
-                ordered[other] = None
-            self.copies[key] = ordered
-            self.nodes[key] = next(iter(ordered))
-        return begin
+            for other in self.copies.get(run.key, (run,)):
+                ordered.update(dict.fromkeys([*parts, run] if other is run else [other]))
+            self.copies[run.key] = ordered
+            self.nodes[run.key] = next(iter(ordered))
+        return parts[0]
 
     def _grows(self, run: Run, block: int) -> bool:
         """Whether `block` can join `run` as the next one; it is a copy of its own if another one is older."""
