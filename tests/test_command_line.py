@@ -99,6 +99,7 @@ def test_a_recipe_becomes_a_scenario() -> None:
         f"python3 -m vllm.entrypoints.openai.api_server --model={LLAMA} --max-num-seqs 64",
         f"nohup vllm serve '{LLAMA}' --max-num-seqs \"64\" > server.log 2>&1 &",
         f"#!/bin/sh\n# it\nset -e\nMODEL={LLAMA}\nSEQS=64\nvllm serve ${{MODEL}} \\\n  --max-num-seqs $SEQS  # few\n",
+        f"bash -lc 'vllm serve {LLAMA} --max-num-seqs 64'",
         f"docker run --gpus all -v ~/a:/root vllm/vllm-openai:v0.32.0 --model {LLAMA} --max-num-seqs 64",
     ],
 )
@@ -195,13 +196,13 @@ def test_data_parallel_ranks_are_in_lock_step_only_with_experts() -> None:
 def test_the_acceptance_of_drafts_is_asked_for() -> None:
     text = "serve deepseek-ai/DeepSeek-V3 -tp 8 --speculative-config.method deepseek_mtp"
     assert "--set policy.speculative.acceptance" in refusal("vllm", text, hardware="dgx-h200")
-    found, _ = scenario("vllm", text, hardware="dgx-h200", overrides=["policy.speculative.acceptance=[0.8]"])
+    found, _ = scenario("vllm", text, hardware="dgx-h200", overrides=["policy.speculative.acceptance=0.8"])
     assert found.policy.speculative is not None
     assert (found.policy.speculative.method, found.policy.speculative.num_speculative_tokens) == ("mtp", 1)
     off, _ = scenario("vllm", text, hardware="dgx-h200", overrides=["policy.speculative=null"])
     assert off.policy.speculative is None
     draft = f"serve {LLAMA} --spec-model x/draft-1B --spec-tokens 3"
-    assert "draft_parameters" in refusal("vllm", draft, overrides=["policy.speculative.acceptance=[0.8]"])
+    assert "draft_parameters" in refusal("vllm", draft, overrides=["policy.speculative.acceptance=0.8"])
     _, report = scenario("vllm", f"serve {LLAMA} --spec-method medusa --spec-tokens 3")
     assert "'medusa'" in report.warnings[0]
 
@@ -261,6 +262,18 @@ def test_sglang_defaults_go_by_memory() -> None:
     host, _ = scenario("sglang", f"{text} --hicache-size 30 --tp 2")
     assert host.policy.kv_offload is not None
     assert host.policy.kv_offload.capacity == 60 * GB
+
+
+def test_sglang_drafts() -> None:
+    """Its own choice for Llama is a tree of five steps (speculative_hook.py), of which only a chain is modelled."""
+    accepted = {"overrides": ["policy.speculative.acceptance=0.7"]}
+    found, report = scenario("sglang", f"serve {LLAMA} --speculative-algorithm EAGLE3", **accepted)
+    assert found.policy.speculative is not None
+    assert (found.policy.speculative.method, found.policy.speculative.num_speculative_tokens) == ("eagle", 5)
+    assert any("--speculative-eagle-topk" in warning for warning in report.warnings)
+    text = f"serve {LLAMA} --speculative-algorithm NGRAM"
+    assert "--speculative-num-draft-tokens" in refusal("sglang", text, **accepted)
+    assert "acceptance" in refusal("sglang", f"{text} --speculative-num-draft-tokens 4")
 
 
 def test_trtllm_takes_an_options_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from perfsim.spec.base import Bytes, Seconds, Spec
 
@@ -37,6 +37,16 @@ class ParallelPlan(Spec):
         return self.tp * self.pp * self.dp
 
 
+def _one_or_several(value: object) -> object:
+    return (value,) if isinstance(value, (int, float)) else value
+
+
+Chances = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1)], ...],
+    BeforeValidator(_one_or_several, json_schema_input_type=float | list[float]),
+]
+
+
 class SpeculativeDecoding(Spec):
     """Draft `num_speculative_tokens` tokens per sequence and step, verify them in the same forward pass.
 
@@ -48,7 +58,7 @@ class SpeculativeDecoding(Spec):
 
     method: Literal["ngram", "mtp", "eagle", "draft_model"]
     num_speculative_tokens: int = Field(gt=0, le=64)
-    acceptance: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1)
+    acceptance: Chances = Field(min_length=1)
     draft_parameters: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")

@@ -48,6 +48,12 @@ def mem_fraction_static(
     return round((memory - reserved) / memory, 3)
 
 
+def draft_shape(architecture: str, *, standalone: bool) -> tuple[int, int]:
+    """(steps, top-k) of speculative decoding; `_auto_choose_speculative_params` of speculative_hook.py."""
+    wide = not standalone and architecture in ("LlamaForCausalLM", "Grok1ForCausalLM", "Grok1VForCausalLM")
+    return (5, 4) if wide else (3, 1)
+
+
 def _row(accelerator: Accelerator) -> tuple[int, int, int]:
     memory = accelerator.memory.capacity / MIB
     return next((chunk, small, large) for below, chunk, small, large in _BY_MEMORY if memory < below)

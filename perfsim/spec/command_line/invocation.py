@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 from perfsim.errors import InputError
-from perfsim.spec.command_line.shell import split_commands
+from perfsim.spec.command_line.shell import Command, split_commands
 from perfsim.spec.command_line.table import FlagTable
 from perfsim.spec.problems import shorten
 from perfsim.spec.yaml import read_text
@@ -33,7 +34,7 @@ def find_invocation(text: str, table: FlagTable) -> Invocation:
     """
     if text.startswith("@"):
         text = read_text(text[1:], what="command line file")
-    commands = split_commands(text)
+    commands = [inner for command in split_commands(text) for inner in _inside_shell(command)]
     starts = [start for command in commands if (start := _start(command.words, table)) is not None]
     found = [command for command in commands if _start(command.words, table) is not None]
     with_words = [command for command in commands if command.words]
@@ -71,6 +72,15 @@ def _matches(window: Sequence[str], start: Sequence[str]) -> bool:
     first = window[0] if "/" in start[0] else window[0].rsplit("/", 1)[-1]
     image = first.split(":")[0].split("@")[0]
     return (first == start[0] or ("/" in start[0] and image.endswith(start[0]))) and list(window[1:]) == list(start[1:])
+
+
+def _inside_shell(command: Command) -> list[Command]:
+    """The commands in `bash -c "..."`, else the command itself."""
+    for index, (program, flag) in enumerate(pairwise(command.words)):
+        if program.rsplit("/", 1)[-1] in ("bash", "sh") and flag in ("-c", "-lc") and index + 2 < len(command.words):
+            inner = split_commands(command.words[index + 2])
+            return [Command({**command.environment, **each.environment}, each.words) for each in inner]
+    return [command]
 
 
 def _is_harmless(program: str) -> bool:

@@ -137,7 +137,7 @@ def _switches(plan: Plan) -> None:
 def _speculative(plan: Plan) -> None:
     """A chain of `num-steps` draft tokens; trees (top-k above 1) are not modelled."""
     algorithm = plan.get("speculative-algorithm")
-    steps, width = plan.get("speculative-num-steps"), plan.get("speculative-eagle-topk", 1)
+    steps, width = plan.get("speculative-num-steps"), plan.get("speculative-eagle-topk")
     tokens = plan.get("speculative-num-draft-tokens")
     plan.get("speculative-draft-model-path")
     if algorithm is None:
@@ -146,11 +146,15 @@ def _speculative(plan: Plan) -> None:
     if method is None:
         plan.warn("speculative-algorithm", f"not modelled: '{algorithm}'; simulated without speculative decoding")
         return
-    count = tokens if method == "ngram" else steps
-    if count is None:
-        wanted = "speculative-num-draft-tokens" if method == "ngram" else "speculative-num-steps"
-        raise plan.refuse("speculative-algorithm", f"say how many tokens are drafted, with --{wanted}")
-    if width != 1:
+    if method == "ngram":
+        count = tokens
+        if count is None:
+            raise plan.refuse("speculative-algorithm", "say how many are drafted, with --speculative-num-draft-tokens")
+    else:
+        usual, wide = defaults.draft_shape(plan.model.architecture, standalone=method == "draft_model")
+        count = usual if steps is None else steps
+        width = wide if steps is None and width is None else width
+    if width not in (None, 1):
         plan.warn("speculative-eagle-topk", f"a tree of drafts is not modelled: simulated as a chain of {count}")
     plan.set("policy.speculative.method", method, "speculative-algorithm")
     plan.set("policy.speculative.num_speculative_tokens", count, "speculative-algorithm")
