@@ -86,6 +86,7 @@ def steady_state(scenario: Scenario, plan: ReplicaPlan, *, trace_path: TracePath
         scenario,
         trace_path=trace_path,
         max_model_len=plan.config.max_model_len,
+        block_size=plan.config.block_size,
         pool_tokens=plan.config.total_blocks * plan.config.block_size,
     )
     replica = _price(plan, demand)

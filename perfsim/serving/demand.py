@@ -46,7 +46,9 @@ class Demand:
     notes: tuple[str, ...] = ()
 
 
-def demand_of(scenario: Scenario, *, trace_path: TracePath | None, max_model_len: int, pool_tokens: int) -> Demand:
+def demand_of(
+    scenario: Scenario, *, trace_path: TracePath | None, max_model_len: int, block_size: int, pool_tokens: int
+) -> Demand:
     """Look at the first `SAMPLE` requests of the scenario's workload; requests beyond `max_model_len` are left out.
 
     Of an arrival process whose rate varies, `rate` is the mean in the long run. Turns of sessions are taken to find all
