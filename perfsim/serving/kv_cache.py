@@ -157,7 +157,8 @@ class KVCache:
         """
         size = self.block_size
         full = (tokens if hashed is None else hashed) // size
-        self.commit(request, full)  # keys that go on beyond the prompt: a later turn asks for what was generated
+        if request.node_index < len(request.ends):
+            self.commit(request, full)  # keys that go on beyond the prompt: a later turn asks for what was generated
         private = -(-tokens // size) - request.node_blocks
         found = full - request.node_blocks if self.caching else 0
         self.free += private
