@@ -6,12 +6,17 @@ jumps, no completion heap. It is what the fast engine is tested against, and wha
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.work import Work
+
+if TYPE_CHECKING:
+    from perfsim.serving.pipeline import PipelineEngine
 
 
 class StepwiseEngine(EngineFront):
@@ -151,39 +156,12 @@ class StepwiseEngine(EngineFront):
                 if not self.set_aside(self.waiting.head()):
                     break
                 continue
-            chunk = self._admit(min(threshold, budget), budget)
+            chunk = admit_head(self, min(threshold, budget), budget)
             if not chunk:
                 break
             batch.append((self.running[-1], chunk))
             budget -= chunk
         return batch
-
-    def _admit(self, most: int, budget: int) -> int:
-        """Admit the head of the queue if its blocks fit; the tokens it may compute now, 0 if it has to wait."""
-        config, kv, size = self.config, self.kv, self.config.block_size
-        request = self.waiting.head()
-        hits, idle = kv.lookup(request, (request.target - 1) // size)
-        cached = hits * size
-        chunk = request.target - cached
-        if not config.chunked_prefill and min(chunk, most if most < budget else chunk) > budget:
-            return 0
-        chunk = min(chunk, most)
-        new = self._blocks(cached + chunk) - hits + config.window_blocks
-        full = self._blocks(request.target) - hits + config.window_blocks
-        watermark = config.watermark_blocks if self.running else 0
-        if (full if config.reserve_full_isl else new) + idle + watermark > kv.free:
-            return 0
-        self.waiting.take()
-        kv.acquire(request, hits)
-        kv.take(new)
-        self.saved_tokens += cached
-        request.computed = cached
-        if request.scheduled < 0.0:
-            request.scheduled, request.cached = max(self.now, request.queued), cached
-        self.running.append(request)
-        if request.keys:
-            kv.commit(request, (cached + chunk) // size)
-        return chunk
 
     def _preempt(self, request: Request, taken: int) -> None:
         """Take the blocks of a running request, `taken` tokens of this step included, even if it has just ended."""
@@ -228,3 +206,31 @@ class StepwiseEngine(EngineFront):
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
+
+
+def admit_head(engine: StepwiseEngine | PipelineEngine, most: int, budget: int) -> int:
+    """Admit the head of the queue if its blocks fit; the tokens it may compute now, 0 if it has to wait."""
+    config, kv, size = engine.config, engine.kv, engine.config.block_size
+    request = engine.waiting.head()
+    hits, idle = kv.lookup(request, (request.target - 1) // size)
+    cached = hits * size
+    chunk = request.target - cached
+    if not config.chunked_prefill and min(chunk, most if most < budget else chunk) > budget:
+        return 0
+    chunk = min(chunk, most)
+    new = -(-(cached + chunk) // size) - hits + config.window_blocks
+    full = -(-(request.target) // size) - hits + config.window_blocks
+    watermark = config.watermark_blocks if engine.running else 0
+    if (full if config.reserve_full_isl else new) + idle + watermark > kv.free:
+        return 0
+    engine.waiting.take()
+    kv.acquire(request, hits)
+    kv.take(new)
+    engine.saved_tokens += cached
+    request.computed = cached
+    if request.scheduled < 0.0:
+        request.scheduled, request.cached = max(engine.now, request.queued), cached
+    engine.running.append(request)
+    if request.keys:
+        kv.commit(request, (cached + chunk) // size)
+    return chunk
