@@ -102,3 +102,12 @@ def test_a_runs_requests_can_be_replayed(tmp_path: Path, capsys) -> None:
     for path in ("counts.requests", "counts.prompt_tokens", "counts.output_tokens"):
         assert first.value(path) == again.value(path)
     assert again.value("prefix_cache.hit_rate") == 0
+
+
+def test_a_saved_scenario_gives_the_same_run(tmp_path: Path) -> None:
+    curve = "workload.arrivals={kind: curve, points: [[0, 2], [1min, 5]], shape: linear, period: 1h}"
+    sets = ["--set", "workload.num_sessions=10", "--set", curve]
+    assert main(["simulate", "chat", *sets, "-o", str(tmp_path / "a")]) == 0
+    assert main(["simulate", str(tmp_path / "a" / "scenario.yaml"), "-o", str(tmp_path / "b")]) == 0
+    for name in ("scenario.yaml", "result.json", "requests.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -13,15 +13,19 @@ from perfsim.traffic.chunk import HASHED_CHUNK_REQUESTS, RequestChunk
 from perfsim.traffic.synthetic import draw_lengths, prefix_chooser, random_streams
 
 
-def rag_chunks(
-    workload: RagWorkload, *, seed: int, chunk_requests: int = HASHED_CHUNK_REQUESTS
-) -> Iterator[RequestChunk]:
+# Segments of all requests of a chunk, each an id and an end: keeps the memory bound of many documents per prompt.
+_CHUNK_SEGMENTS = 131_072
+
+
+def rag_chunks(workload: RagWorkload, *, seed: int, chunk_requests: int | None = None) -> Iterator[RequestChunk]:
     """The requests of `workload`; values do not depend on the chunk size.
 
     A prompt is [system prompt] [document] ... [document] [question]. The id of a segment is the hash of its own number
     and of the id before it, so equal ids mean equal prompts up to there; the question is nobody else's. Document i is
     the i-th most popular one and has its length for the whole run.
     """
+    if chunk_requests is None:
+        chunk_requests = min(HASHED_CHUNK_REQUESTS, _CHUNK_SEGMENTS // workload.documents)
     streams = random_streams(seed)
     clock = ArrivalClock(workload.arrivals, rng=streams.arrivals)
     sizes = draw_lengths(workload.document, count=workload.corpus_documents, rng=streams.documents).tolist()
