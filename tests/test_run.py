@@ -11,7 +11,8 @@ import pytest
 
 import perfsim as ps
 from perfsim.errors import InfeasibleError, InputError
-from perfsim.run import MAX_MISMATCH, estimate, simulate
+from perfsim.metrics.books import MAX_MISMATCH
+from perfsim.run import estimate, simulate
 from perfsim.serving.closed_form import steady_state
 from perfsim.serving.replica import plan_replica
 from perfsim.spec.load import load_scenario

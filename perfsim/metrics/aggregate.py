@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perfsim.metrics import steps
 from perfsim.metrics.definitions import LATENCIES, PER_REQUEST, STATISTICS
 from perfsim.metrics.quantiles import Distribution, Floats, Ints
-from perfsim.metrics.timeline import Timeline
+from perfsim.metrics.timeline import Timeline, merged
+from perfsim.metrics.usage import SERIES, Usage, mean_batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # Distinct step lengths kept before ITL percentiles go to logarithmic bins: 16 bytes each, about ten per request.
 PAIR_LIMIT = 2_000_000
-_SERIES = ("running", "waiting", "kv_blocks", "prefill_tokens", "output_tokens")
 _SUMS = ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions")
 # Even steps of 0.5% and a finer tail: what a CDF plot shows.
 CURVE_PROBABILITIES: tuple[float, ...] = (*(i / 200 for i in range(199)), 0.992, 0.994, 0.996, 0.998, 0.999, 1.0)
@@ -61,32 +60,45 @@ class Aggregated:
 
 
 class Aggregate:
-    """Streaming totals, percentiles, timeline and verdicts of one run.
+    """Streaming totals, percentiles, timeline and verdicts of one run, of one scheduler or many.
 
-    `egress` is seconds from a token in the engine to the client, `kv_blocks` the size of the pool and `block_size` its
-    tokens per block. Percentiles are exact up to `exact_limit` requests (`pair_limit` distinct step lengths for ITL),
-    within 0.05% beyond. Segments must come in order of time.
+    `egress` is seconds from a token in the engine to the client; `kv_blocks` and `block_size` (tokens) are the pool of
+    a single scheduler, whose segments come through `add_segments`; others are added with `usage`. Percentiles are exact
+    up to `exact_limit` requests (`pair_limit` distinct step lengths for ITL), within 0.05% beyond.
     """
 
-    def __init__(self, *, slo: SLO, egress: float, kv_blocks: int, block_size: int,
+    def __init__(self, *, slo: SLO, egress: float, kv_blocks: int | None = None, block_size: int = 1,
                  exact_limit: int = 1_000_000, pair_limit: int = PAIR_LIMIT) -> None:  # fmt: skip
         self._bounds: dict[str, dict[str, float]] = {
             name: dict(getattr(slo, name)) for name in ("ttft", "tpot", "itl", "e2e") if getattr(slo, name)
         }
         self._tightest = {name: min(self._bounds[name].values()) for name in PER_REQUEST if name in self._bounds}
-        self._egress, self._kv_blocks, self._block_size = egress, kv_blocks, block_size
+        self._egress = egress
         self._latency = {name: Distribution(limit=exact_limit) for name in LATENCIES}
         self._latency["itl"] = Distribution(limit=pair_limit)
-        self._timeline = Timeline(_SERIES)
-        self._completed = self._good = 0
+        self._usages: list[Usage] = []
+        self._begin_s: float | None = None
+        self._timeline = Timeline(SERIES)
+        self._completed = self._good = self._failed = 0
         self._rejected: dict[str, int] = {}
         self._sums = dict.fromkeys(_SUMS, 0)
-        self._first_arrival, self._last_finish = math.inf, -math.inf
+        self.first_arrival, self.last_finish = math.inf, -math.inf
         self._engine_time = 0.0
-        self._segments = self._steps = 0
-        self._sequence_steps = self._token_steps = 0
-        self._longest_step = 0.0
-        self._peak = dict.fromkeys(("running", "waiting", "kv_blocks"), 0)
+        if kv_blocks is not None:
+            self.usage(kv_blocks=kv_blocks, block_size=block_size)
+
+    def usage(self, *, kv_blocks: int, block_size: int) -> Usage:
+        """A sink for the segments of one more scheduler."""
+        self._usages.append(Usage(kv_blocks=kv_blocks, block_size=block_size, itl=self._latency["itl"]))
+        if self._begin_s is not None:
+            self._usages[-1].timeline.begin(self._begin_s)
+        return self._usages[-1]
+
+    def begin(self, at_s: float) -> None:
+        """Let all timelines start at a time in seconds, so that they can be added up; before the first segment."""
+        self._begin_s = at_s
+        for usage in self._usages:
+            usage.timeline.begin(at_s)
 
     def add_requests(self, columns: Columns) -> None:
         """Add completed requests: the columns of the simulator's request records, times in seconds."""
@@ -107,8 +119,8 @@ class Aggregate:
         self._completed += arrival.size
         for name in _SUMS:
             self._sums[name] += int(np.sum(columns[name], dtype=np.int64))
-        self._first_arrival = min(self._first_arrival, float(arrival.min()))
-        self._last_finish = max(self._last_finish, float(finish.max()))
+        self.first_arrival = min(self.first_arrival, float(arrival.min()))
+        self.last_finish = max(self.last_finish, float(finish.max()))
         self._engine_time += float((finish - queued).sum())
 
     def add_rejected(self, reasons: Mapping[str, int]) -> None:
@@ -116,36 +128,22 @@ class Aggregate:
         for reason, count in reasons.items():
             self._rejected[reason] = self._rejected.get(reason, 0) + count
 
+    def add_failed(self, count: int) -> None:
+        """Count requests that were given up after failures of replicas."""
+        self._failed += count
+
     def add_gaps(self, seconds: Floats, weights: Ints) -> None:
         """Add inter-token gaps that are not one step long, such as the one a preemption causes."""
         self._latency["itl"].add(np.asarray(seconds, dtype=np.float64), np.asarray(weights, dtype=np.int64))
 
     def add_segments(self, columns: Columns) -> None:
-        """Add the next segments in order of time."""
-        count = len(columns["steps"])
-        if count == 0:
-            return
-        steps.add_gaps(self._latency["itl"], columns)
-        number = np.asarray(columns["steps"], dtype=np.int64)
-        start, lasting = np.asarray(columns["start_s"], dtype=np.float64), steps.durations(columns)
-        running, waiting = np.asarray(columns["running"]), np.asarray(columns["waiting"])
-        blocks = np.asarray(columns["kv_blocks"])
-        # Blocks are recorded at the end; decoding fills a block per sequence every block_size steps on the way there.
-        grown = np.asarray(columns["decode_sequences"]) * ((number - 1) / (2.0 * self._block_size))
-        amounts = (running * lasting, waiting * lasting, np.maximum(blocks - grown, 0.0) * lasting,
-                   np.asarray(columns["prefill_tokens"]) * number, np.asarray(columns["emitted"]) * number)  # fmt: skip
-        self._timeline.add(start, start + lasting, np.stack(amounts).astype(np.float64))
-        self._segments += count
-        self._steps += int(number.sum())
-        self._sequence_steps += int((running * number).sum())
-        self._token_steps += int((np.asarray(columns["tokens"]) * number).sum())
-        self._longest_step = max(self._longest_step, steps.longest_step(columns))
-        for name, values in (("running", running), ("waiting", waiting), ("kv_blocks", blocks)):
-            self._peak[name] = max(self._peak[name], int(values.max()))
+        """Add the next segments of the first scheduler in order of time."""
+        self._usages[0].add_segments(columns)
 
     def finish(self) -> Aggregated:
         """All metrics of what was added so far; a value that does not exist is None."""
-        makespan = self._last_finish + self._egress - self._first_arrival if self._completed else None
+        makespan = self.last_finish + self._egress - self.first_arrival if self._completed else None
+        self._timeline = merged([usage.timeline for usage in self._usages])
         latencies = {name: self._latency[name].summary() for name in LATENCIES}
         metrics = {
             **latencies,
@@ -154,18 +152,19 @@ class Aggregate:
             "goodput": self._goodput(makespan),
             "slo": self._verdicts(latencies),
             "counts": {"requests": self._requests(), "completed": self._completed,
-                       "rejected": self._requests() - self._completed, **self._sums},
+                       "rejected": sum(self._rejected.values()), "failed": self._failed, **self._sums},
             "rejected_for": dict(self._rejected),
             "prefix_cache": {"hit_rate": _ratio(self._sums["cached_tokens"], self._sums["prompt_tokens"])},
             **self._occupancy(),
             "percentile_method": {name: "0.1% logarithmic bins" if self._latency[name].binned else "exact"
                                   for name in LATENCIES},
         }  # fmt: skip
-        simulation = {"requests": self._requests(), "steps": self._steps, "segments": self._segments}
+        simulation = {"requests": self._requests(), "steps": sum(usage.steps for usage in self._usages),
+                      "segments": sum(usage.segments for usage in self._usages)}  # fmt: skip
         return Aggregated(metrics, self._curves(), self._series(), simulation, makespan, self._littles_law())
 
     def _requests(self) -> int:
-        return self._completed + sum(self._rejected.values())
+        return self._completed + sum(self._rejected.values()) + self._failed
 
     def _count_good(self, **latencies: Floats) -> int:
         good = np.ones(latencies["e2e"].size, dtype=bool)
@@ -201,20 +200,22 @@ class Aggregate:
 
     def _occupancy(self) -> dict[str, dict[str, float | int | None]]:
         totals, horizon = self._timeline.totals(), self._timeline.end_s - self._timeline.start_s
+        usages, blocks = self._usages, sum(usage.kv_blocks for usage in self._usages)
+        total_steps = sum(usage.steps for usage in usages)
         return {
             "kv_cache": {
-                "blocks": self._kv_blocks,
-                "occupancy_mean": _ratio(totals["kv_blocks"], horizon * self._kv_blocks),
-                "occupancy_peak": self._peak["kv_blocks"] / self._kv_blocks,
+                "blocks": blocks,
+                "occupancy_mean": _ratio(totals["kv_blocks"], horizon * blocks),
+                "occupancy_peak": max(usage.peak["kv_blocks"] / usage.kv_blocks for usage in usages),
             },
             "batch": {
-                "mean_sequences": _ratio(self._sequence_steps, self._steps),
-                "max_sequences": self._peak["running"],
-                "mean_tokens": _ratio(self._token_steps, self._steps),
+                "mean_sequences": mean_batch(usages),
+                "max_sequences": max(usage.peak["running"] for usage in usages),
+                "mean_tokens": _ratio(sum(usage.token_steps for usage in usages), total_steps),
             },
             "queue": {
                 "mean_waiting": _ratio(totals["waiting"], horizon),
-                "max_waiting": self._peak["waiting"],
+                "max_waiting": max(usage.peak["waiting"] for usage in usages),
             },
         }
 
@@ -239,7 +240,7 @@ class Aggregate:
         }
 
     def _littles_law(self) -> LittlesLaw | None:
-        horizon = self._last_finish - self._first_arrival
+        horizon = self.last_finish - self.first_arrival
         if not self._completed or horizon <= 0.0:
             return None
         totals = self._timeline.totals()
@@ -247,7 +248,7 @@ class Aggregate:
             from_segments=(totals["running"] + totals["waiting"]) / horizon,
             from_requests=self._engine_time / horizon,
             request_seconds=self._engine_time,
-            step_share=self._completed * self._longest_step / horizon,
+            step_share=self._completed * max(usage.longest_step for usage in self._usages) / horizon,
         )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfsim.metrics.aggregate import Aggregated
 from perfsim.metrics.definitions import LATENCIES, STATISTICS
-from perfsim.metrics.summary import Outcome
+from perfsim.metrics.summary import GroupUse, Outcome
 from perfsim.units import HOUR
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from perfsim.spec.policy import SLO
 
 
-def steady_outcome(steady: SteadyState, slo: SLO) -> Outcome:
+def steady_outcome(steady: SteadyState, slo: SLO, group: GroupUse) -> Outcome:
     """One hour of the steady state; percentiles, breakdown and energy are what only a simulation knows."""
     known = {"ttft": steady.ttft, "engine_ttft": steady.engine_ttft, "tpot": steady.tpot, "e2e": steady.e2e}
     latencies = {name: {stat: known.get(name) if stat == "mean" else None for stat in STATISTICS} for name in LATENCIES}
@@ -24,6 +24,7 @@ def steady_outcome(steady: SteadyState, slo: SLO) -> Outcome:
         "requests": requests,
         "completed": requests,
         "rejected": 0,
+        "failed": 0,
         "prompt_tokens": round(served * HOUR * steady.prompt_tokens),
         "output_tokens": round(served * HOUR * steady.output_tokens),
         "cached_tokens": round(served * HOUR * steady.cached_tokens),
@@ -61,7 +62,7 @@ def steady_outcome(steady: SteadyState, slo: SLO) -> Outcome:
     aggregated = Aggregated(
         metrics=metrics, curves={}, timeline={}, simulation=simulation, makespan_s=HOUR, littles_law=None
     )
-    return Outcome(aggregated, seconds={}, bound={}, dynamic_joules=None, rejected={}, notes=tuple(notes))
+    return Outcome(aggregated, (group,), notes=tuple(notes))
 
 
 def _verdicts(known: dict[str, float | None], slo: SLO) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perfsim.metrics.result import Result
@@ -16,20 +16,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run hands over: aggregated metrics, busy seconds by component and by bound, joules of one GPU above idle.
+class GroupUse:
+    """What equal replicas were used for: seconds summed over `replicas` of them, joules of one GPU above idle.
 
-    The breakdown and the energy are empty where nothing was simulated. `rejected` counts refused requests by reason,
-    `backlog` those that were still waiting when the last one arrived; `notes` are warnings of the method itself.
+    `scenario` is that of one replica alone; `powered_s` None stands for the makespan of each. The breakdown and the
+    energy are empty where nothing was simulated.
+    """
+
+    scenario: Scenario
+    memory: MemoryPlan
+    replicas: int = 1
+    powered_s: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    bound: Mapping[str, float] = field(default_factory=dict)
+    dynamic_joules: float | None = None
+
+    def powered(self, makespan: float) -> float:
+        """Replica-seconds that are paid for."""
+        return self.replicas * makespan if self.powered_s is None else self.powered_s
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run hands over: aggregated metrics and what each group of replicas was used for.
+
+    `rejected` counts refused requests by reason, `backlog` those that were still waiting when the last one arrived,
+    `notes` are warnings of the method itself, `replicas` rows of `Result.replicas`, `service` metrics that only a
+    cluster has.
     """
 
     aggregated: Aggregated
-    seconds: Mapping[str, float]
-    bound: Mapping[str, float]
-    dynamic_joules: float | None
-    rejected: Mapping[str, int]
+    groups: tuple[GroupUse, ...]
+    rejected: Mapping[str, int] = field(default_factory=dict)
     backlog: float = 0.0
     notes: tuple[str, ...] = ()
+    replicas: tuple[Mapping[str, Any], ...] = ()
+    service: Mapping[str, Any] = field(default_factory=dict)
 
 
 ENERGIES = (
@@ -37,38 +59,50 @@ ENERGIES = (
 )  # fmt: skip
 
 
-def make_result(scenario: Scenario, memory: MemoryPlan, outcome: Outcome, *, version: str) -> Result:
+def make_result(scenario: Scenario, outcome: Outcome, *, version: str) -> Result:
     """Assemble the Result of `scenario`.
 
-    The breakdown sums to the makespan, idle time and the way from engine to client included. A share of `bound` is of
-    busy time.
+    The breakdown is of the mean powered replica and sums to the makespan, idle time and the way from engine to client
+    included. A share of `bound` is of busy time. Memory is that of a GPU of the first group.
     """
-    aggregated = outcome.aggregated
-    makespan = aggregated.makespan_s
-    busy = sum(outcome.seconds.values())
-    breakdown = dict(sorted(outcome.seconds.items()))
+    aggregated, groups = outcome.aggregated, outcome.groups
+    makespan, counts = aggregated.makespan_s, aggregated.metrics["counts"]
+    seconds, bound = (_summed([getattr(group, name) for group in groups]) for name in ("seconds", "bound"))
+    busy = sum(seconds.values())
+    powered = sum(group.powered(makespan) for group in groups) if makespan else 0.0
+    share = makespan / powered if makespan and powered else 1.0
+    breakdown = {name: spent * share for name, spent in sorted(seconds.items())}
     if makespan is not None and busy:
-        breakdown["idle"] = max(0.0, makespan - busy)
+        breakdown["idle"] = max(0.0, makespan - busy * share)
     return Result(
         perfsim_version=version,
         scenario=scenario.portable(),
         scenario_hash=scenario.hash,
         seed=scenario.seed,
-        metrics=aggregated.metrics,
+        metrics={**aggregated.metrics, **outcome.service},
         breakdown=breakdown,
-        bound={name: spent / busy for name, spent in sorted(outcome.bound.items())} if busy else {},
-        memory=_memory(scenario, memory),
-        cost=_cost(scenario, makespan, aggregated.metrics["counts"]),
-        energy=_energy(scenario, makespan, outcome.dynamic_joules, aggregated.metrics["counts"]),
+        bound={name: spent / busy for name, spent in sorted(bound.items())} if busy else {},
+        memory=_memory(groups[0].memory),
+        cost=_cost(groups, makespan, counts),
+        energy=_energy(groups, makespan, counts),
         timeline=aggregated.timeline,
         curves=aggregated.curves,
         simulation=dict(aggregated.simulation),
-        provenance=_provenance(scenario),
-        warnings=[*outcome.notes, *_warnings(scenario, memory, outcome)],
+        provenance=_provenance(groups),
+        replicas=[dict(row) for row in outcome.replicas],
+        warnings=[*outcome.notes, *_warnings(outcome)],
     )
 
 
-def _memory(scenario: Scenario, memory: MemoryPlan) -> dict[str, float]:
+def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, amount in part.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def _memory(memory: MemoryPlan) -> dict[str, float]:
     used = memory.weights + memory.activations + memory.runtime + memory.kv_cache
     return {
         "weights": memory.weights,
@@ -79,11 +113,24 @@ def _memory(scenario: Scenario, memory: MemoryPlan) -> dict[str, float]:
     }
 
 
-def _cost(scenario: Scenario, makespan: float | None, counts: Mapping[str, int]) -> dict[str, float | None]:
-    """Dollars: price per GPU-hour x GPUs x makespan; None where no price is published."""
-    price = scenario.hardware.accelerator.price_per_hour
-    per_hour = None if price is None else price * scenario.parallel.tp
-    usd = None if per_hour is None or makespan is None else per_hour * makespan / HOUR
+def _cost(
+    groups: Sequence[GroupUse], makespan: float | None, counts: Mapping[str, int]
+) -> dict[str, float | None]:  # fmt: skip
+    """Dollars: price per GPU-hour x GPUs x powered time; None where no price is published.
+
+    Replicas that start, drain or are under repair are paid for.
+    """
+    prices = [group.scenario.hardware.accelerator.price_per_hour for group in groups]
+    gpus = [group.scenario.parallel.gpus for group in groups]
+    usd: float | None = None
+    per_hour: float | None = None
+    if None not in prices:
+        rates = [(price or 0.0) * number for price, number in zip(prices, gpus, strict=True)]
+        per_hour = sum(rate * group.replicas for rate, group in zip(rates, groups, strict=True))
+        if makespan is not None:
+            usd = sum(rate * group.powered(makespan) for rate, group in zip(rates, groups, strict=True)) / HOUR
+            if makespan and any(group.powered_s is not None for group in groups):
+                per_hour = usd / makespan * HOUR
     return {
         "usd": usd,
         "usd_per_hour": per_hour,
@@ -94,26 +141,31 @@ def _cost(scenario: Scenario, makespan: float | None, counts: Mapping[str, int])
 
 
 def _energy(
-    scenario: Scenario, makespan: float | None, dynamic: float | None, counts: Mapping[str, int]
-) -> dict[str, float | None]:
-    """Joules over the makespan: GPUs idle and dynamic, and the replica's share of what the host draws.
+    groups: Sequence[GroupUse], makespan: float | None, counts: Mapping[str, int]
+) -> dict[str, float | None]:  # fmt: skip
+    """Joules over the powered time: GPUs idle and dynamic, and the replicas' shares of what their hosts draw.
 
-    Neglected: cooling and power conversion (PUE), GPUs of the node that the replica does not use.
+    Neglected: cooling and power conversion (PUE), GPUs of the nodes that no replica uses.
     """
-    node, tp = scenario.hardware, scenario.parallel.tp
-    idle_power = node.accelerator.idle_power
-    if makespan is None or dynamic is None or idle_power is None or node.accelerator.dynamic_power is None:
-        return dict.fromkeys(ENERGIES)
-    idle = idle_power * tp * makespan
-    host = node.host_power * tp / node.accelerator_count * makespan
-    total = idle + dynamic * tp + host
+    idle = dynamic = host = 0.0
+    for group in groups:
+        node, gpus = group.scenario.hardware, group.scenario.parallel.gpus
+        idle_power = node.accelerator.idle_power
+        known = idle_power is not None and node.accelerator.dynamic_power is not None
+        if makespan is None or group.dynamic_joules is None or idle_power is None or not known:
+            return dict.fromkeys(ENERGIES)
+        powered = group.powered(makespan)
+        idle += idle_power * gpus * powered
+        dynamic += group.dynamic_joules * gpus
+        host += node.host_power * gpus / node.accelerator_count * powered
+    total = idle + dynamic + host
     return {
         "joules": total,
         "gpu_idle_joules": idle,
-        "gpu_dynamic_joules": dynamic * tp,
+        "gpu_dynamic_joules": dynamic,
         "host_joules": host,
         "joules_per_output_token": _per(total, counts["output_tokens"]),
-        "mean_power_w": _per(total, makespan),
+        "mean_power_w": _per(total, makespan or 0.0),
     }
 
 
@@ -121,10 +173,13 @@ def _per(amount: float | None, count: float) -> float | None:
     return None if amount is None or not count else amount / count
 
 
-def _provenance(scenario: Scenario) -> dict[str, Any]:
-    node, calibration = scenario.hardware, scenario.calibration
-    facts = {f"node.{key}": fact for key, fact in node.sources.items()}
-    facts.update({f"accelerator.{key}": fact for key, fact in node.accelerator.sources.items()})
+def _provenance(groups: Sequence[GroupUse]) -> dict[str, Any]:
+    facts = {}
+    for group in groups:
+        node = group.scenario.hardware
+        facts.update({f"node.{key}": fact for key, fact in node.sources.items()})
+        facts.update({f"accelerator.{key}": fact for key, fact in node.accelerator.sources.items()})
+    calibration = groups[0].scenario.calibration
     return {
         "calibration": {
             "status": calibration.status,
@@ -137,24 +192,32 @@ def _provenance(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _warnings(scenario: Scenario, memory: MemoryPlan, outcome: Outcome) -> list[str]:
-    calibration, policy = scenario.calibration, scenario.policy
-    found = []
-    if calibration.status == "first-guess":
-        found.append("coefficients are first guesses, not fitted: expect errors of tens of percent")
-    if calibration.borrowed_from is not None:
-        name = scenario.hardware.accelerator.name
-        found.append(f"{name} has no measured curves; those of {calibration.borrowed_from} stand in")
-    pool = memory.usable_blocks * policy.block_size
-    if policy.max_model_len is not None and pool < policy.max_model_len:
-        found.append(
-            f"vLLM would refuse to start: max_model_len is {policy.max_model_len:,} tokens, the KV cache holds {pool:,}"
-        )
-    if policy.max_num_seqs is not None and outcome.backlog > policy.max_num_seqs:
-        found.append(
+def _warnings(outcome: Outcome) -> list[str]:
+    found: dict[str, None] = {}
+    if any(group.scenario.calibration.status == "first-guess" for group in outcome.groups):
+        found["coefficients are first guesses, not fitted: expect errors of tens of percent"] = None
+    for group in outcome.groups:
+        calibration, policy = group.scenario.calibration, group.scenario.policy
+        if calibration.borrowed_from is not None:
+            name = group.scenario.hardware.accelerator.name
+            found[f"{name} has no measured curves; those of {calibration.borrowed_from} stand in"] = None
+        if calibration.engine_borrowed is not None:
+            found[f"{calibration.engine.name}: {calibration.engine_borrowed}"] = None
+        pool = group.memory.usable_blocks * group.memory.block_size
+        if policy.max_model_len is not None and pool < policy.max_model_len:
+            found[
+                f"vLLM would refuse to start: max_model_len is {policy.max_model_len:,} tokens, the KV cache holds "
+                f"{pool:,}"
+            ] = None
+    slots = sum(group.replicas * (group.scenario.policy.max_num_seqs or 0) for group in outcome.groups)
+    if slots and outcome.backlog > slots:
+        found[
             f"overloaded: {outcome.backlog:,.0f} requests were waiting when the last one arrived; latencies grow with "
             "the length of the trace, only throughput is meaningful"
-        )
+        ] = None
     for reason, count in sorted(outcome.rejected.items()):
-        found.append(f"{count:,} requests rejected: {reason}")
-    return found
+        found[f"{count:,} requests rejected: {reason}"] = None
+    failed = outcome.aggregated.metrics["counts"].get("failed", 0)
+    if failed:
+        found[f"{failed:,} requests failed: their replicas went down too often"] = None
+    return list(found)

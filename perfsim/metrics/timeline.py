@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,13 @@ class Timeline:
         self.width_s = _FIRST_WIDTH_S
         self._amounts = np.zeros((len(series), bins))
         self._empty = True
+
+    def begin(self, at_s: float) -> None:
+        """Start at a time in seconds instead of the first interval's; ValueError once there is one."""
+        if not self._empty:
+            raise ValueError("the timeline has begun")
+        self.start_s = self.end_s = at_s
+        self._empty = False
 
     def add(self, start: Floats, end: Floats, amounts: Floats) -> None:
         """Add intervals [start, end) in seconds with `amounts[series, interval]`.
@@ -63,8 +71,13 @@ class Timeline:
         self._amounts[:, low:high] += np.diff(before, axis=1)
 
     def _widen(self) -> None:
-        bins = self._amounts.shape[1]
-        while self.end_s - self.start_s > bins * self.width_s:
+        width = self.width_s
+        while self.end_s - self.start_s > self._amounts.shape[1] * width:
+            width *= 2.0
+        self._widen_to(width)
+
+    def _widen_to(self, width_s: float) -> None:
+        while self.width_s < width_s:
             self.width_s *= 2.0
             pairs = self._amounts[:, 0::2] + self._amounts[:, 1::2]
             self._amounts = np.concatenate((pairs, np.zeros_like(pairs)), axis=1)
@@ -85,3 +98,20 @@ class Timeline:
         widths = np.full(used, self.width_s)
         widths[-1] = horizon - (used - 1) * self.width_s
         return dict(zip(self.series, amounts / widths, strict=True))
+
+
+def merged(timelines: Sequence[Timeline]) -> Timeline:
+    """The sum of timelines with equal series, bins and starts; one that has not begun adds nothing."""
+    total = Timeline(timelines[0].series, bins=timelines[0]._amounts.shape[1])
+    begun = [timeline for timeline in timelines if not timeline._empty]
+    if not begun:
+        return total
+    if len({timeline.start_s for timeline in begun}) > 1:
+        raise ValueError("timelines that start at different times cannot be added up")
+    total.begin(begun[0].start_s)
+    total.end_s = max(timeline.end_s for timeline in begun)
+    total.width_s = max(timeline.width_s for timeline in begun)
+    for timeline in begun:
+        timeline._widen_to(total.width_s)
+        total._amounts += timeline._amounts
+    return total

@@ -44,31 +44,43 @@ class Ledger:
         self.token_gaps -= float(weights.sum())
 
 
-def check_conservation(engine: Any, ledger: Ledger, *, sent: int) -> None:
-    """Raise BookkeepingError unless requests, tokens, token gaps, blocks and time add up.
+def check_conservation(
+    engines: Any, ledger: Ledger, *, sent: int, failed: int = 0, submitted_again: int = 0, unused_seconds: float = 0.0
+) -> None:
+    """Raise BookkeepingError unless requests, tokens, token gaps, blocks and time of all `engines` together add up.
 
-    requests  sent = finished + rejected
-    tokens    computed in steps = K/V of finished requests - found in the cache + dropped by preemptions
-    gaps      every output token but the first follows another; their gaps sum to last minus first token time
+    requests  sent = finished + rejected + failed; a retry and a hand-over are one more submission
+    tokens    computed in steps = K/V of finished requests - found in the cache + dropped by preemptions and failures
+              + handed over and never used
+    gaps      every output token but the first follows another; their gaps sum to last minus first token time, those of
+              requests that a failure stopped included
     blocks    all free again
-    Little    the time integral of the number in the engine = the sum of times in the engine
+    Little    the time integral of the number in the engines = the sum of times in them; `unused_seconds` were spent in
+              prefill engines by requests whose K/V were lost later, less what others spent between two engines
     """
+    engines = engines if isinstance(engines, list | tuple) else [engines]
+
+    def total(name: str) -> float:
+        return float(sum(getattr(engine, name) for engine in engines))
+
     problems = []
-    rejected = sum(engine.recorder.rejected.values())
-    if sent != ledger.requests + rejected or engine.submitted != sent:
-        problems.append(f"{sent} requests sent, {ledger.requests} finished, {rejected} rejected")
-    expected = ledger.kv_tokens - engine.saved_tokens + engine.lost_tokens
-    if ledger.tokens != expected or engine.scheduled_tokens != ledger.tokens:
+    rejected = sum(sum(engine.recorder.rejected.values()) for engine in engines)
+    if sent != ledger.requests + rejected + failed:
+        problems.append(f"{sent} requests sent, {ledger.requests} finished, {rejected} rejected, {failed} failed")
+    if total("submitted") != sent + submitted_again:
+        problems.append(f"{sent} requests sent and {submitted_again} once more, {total('submitted'):.0f} submitted")
+    expected = ledger.kv_tokens - total("saved_tokens") + total("lost_tokens") + total("moved_tokens")
+    if ledger.tokens != expected or total("scheduled_tokens") != ledger.tokens:
         problems.append(f"{ledger.tokens:.0f} tokens computed, {expected:.0f} accounted for")
-    if ledger.token_gaps != 0:
-        problems.append(f"{ledger.token_gaps:.0f} inter-token gaps missing")
-    if not _close(ledger.gap_seconds, ledger.decode_seconds):
-        problems.append(f"gaps sum to {ledger.gap_seconds!r} s, decoding took {ledger.decode_seconds!r} s")
-    if not _close(engine.request_seconds, ledger.engine_seconds):
-        problems.append(f"Little's law: {engine.request_seconds!r} and {ledger.engine_seconds!r} request-seconds")
-    wrong = engine.kv.check()
-    if wrong:
-        problems.append(wrong)
+    if ledger.token_gaps + total("lost_gaps") != 0:
+        problems.append(f"{ledger.token_gaps + total('lost_gaps'):.0f} inter-token gaps missing")
+    decoding = ledger.decode_seconds + total("lost_gap_seconds")
+    if not _close(ledger.gap_seconds, decoding):
+        problems.append(f"gaps sum to {ledger.gap_seconds!r} s, decoding took {decoding!r} s")
+    inside = ledger.engine_seconds + total("lost_seconds") + unused_seconds
+    if not _close(total("request_seconds"), inside):
+        problems.append(f"Little's law: {total('request_seconds')!r} and {inside!r} request-seconds")
+    problems += [wrong for engine in engines if (wrong := engine.kv.check())]
     if problems:
         raise BookkeepingError("; ".join(problems))
 

@@ -147,6 +147,7 @@ class Engine(EngineFront):
         self.running[request] = None
         if request.keys:
             self.kv.commit(request, request.computed // self.config.block_size)
+            self.blocked = False  # the head of the queue may share them
         self.batch.join(request)
         self.late.append(request)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfsim.cost.memory import MemoryPlan, memory_plan
 from perfsim.cost.step_model import StepModel, compile_steps
+from perfsim.errors import InputError
 from perfsim.ops.step import Span, attention_spans
 from perfsim.serving.engine import Engine
 from perfsim.serving.front import EngineConfig
 from perfsim.serving.recorder import Recorder, Sink
 from perfsim.serving.request import Request
 from perfsim.serving.stepwise import StepwiseEngine
+from perfsim.spec.deployment import ReplicaGroup
 from perfsim.spec.scenario import Scenario
 
 
@@ -62,11 +64,38 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
     return ReplicaPlan(config, memory, steps, attention_spans(scenario.model))
 
 
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """A group of equal replicas: its description, the scenario of one of them alone, and its plan."""
+
+    group: ReplicaGroup
+    scenario: Scenario
+    plan: ReplicaPlan
+
+
+def plan_groups(scenario: Scenario) -> tuple[GroupPlan, ...]:
+    """Plan every group of the deployment; InputError when prompts would have to be cut into blocks of two sizes."""
+    plans = []
+    for group in scenario.deployment.groups:
+        own = scenario.of_group(group)
+        plan = plan_replica(own)
+        if group.role == "prefill":
+            plan = replace(plan, config=replace(plan.config, prefill_only=True))
+        plans.append(GroupPlan(group, own, plan))
+    sizes = sorted({plan.plan.config.block_size for plan in plans})
+    if len(sizes) > 1:
+        raise InputError(f"deployment.groups: expected one policy.block_size in all groups, got {sizes}")
+    return tuple(plans)
+
+
 def build_engine(
     plan: ReplicaPlan, *, sinks: tuple[Sink, ...], stepwise: bool = False,
-    on_finish: Callable[[Request, float], None] | None = None,
+    on_finish: Callable[[Request, float], None] | None = None, chunk: int = 1 << 16,
 ) -> Engine | StepwiseEngine:  # fmt: skip
-    """A fresh engine; `stepwise` recomputes every step from the sequences themselves."""
-    recorder = Recorder(sinks, windows=len(plan.windows))
+    """A fresh engine; `stepwise` recomputes every step from the sequences themselves.
+
+    What it records is handed to `sinks` in pieces of `chunk` rows.
+    """
+    recorder = Recorder(sinks, windows=len(plan.windows), chunk=chunk)
     kind = StepwiseEngine if stepwise else Engine
     return kind(config=plan.config, steps=plan.steps, recorder=recorder, windows=plan.windows, on_finish=on_finish)

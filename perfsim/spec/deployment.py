@@ -49,10 +49,12 @@ class PrefixAware(Spec):
 
     The policy of SGLang's cache-aware router: the longest match wins when it covers at least `match_threshold` of the
     prompt, else the least loaded replica; when the loads differ by more than `balance_abs` requests and by the factor
-    `balance_rel`, the least loaded one regardless of matches.
+    `balance_rel`, the least loaded one regardless of matches. The router remembers the most recent `tree_tokens` tokens
+    of every replica; SGLang's default, recalled, is 2^24 characters, at about four characters per token.
     """
 
     kind: Literal["prefix_aware"] = "prefix_aware"
+    tree_tokens: int = Field(default=1 << 22, gt=0)
     match_threshold: float = Field(default=0.3, ge=0, le=1)
     balance_abs: int = Field(default=64, ge=0)
     balance_rel: float = Field(default=1.5, ge=1)
