@@ -90,7 +90,8 @@ class CompiledSteps:
         gpu = self.token_s[tokens] + self.logit_s[logits]
         if decodes:
             for term in self.decode:
-                value = term.curve.locate(blend(term.mix, context) / decodes)[0]
+                attended = context[term.span] if term.span >= 0 else blend(term.mix, context)
+                value = term.curve.locate(attended / decodes)[0]
                 gpu += term.count * (term.launch + decodes * value)
             for state in self.decode_state:
                 gpu += state.seconds(decodes)
@@ -108,14 +109,19 @@ class CompiledSteps:
         return self.schedule + self.per_sequence * logits + self.per_token * tokens
 
     def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
-        limit, gpu, slope = self.gpu_run(decodes, context, growth, limit)
-        return self.behind_host(DecodeRun(limit, gpu, slope), self.host_seconds(decodes, decodes))
+        return self.behind_host(self.gpu_run(decodes, context, growth, limit), self.host_seconds(decodes, decodes))
 
     def gpu_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
         """`decode_run` on the GPU, without what data-parallel ranks do together."""
         gpu, slope_s = self.token_s[decodes] + self.logit_s[decodes], 0.0
+        attended: float
+        grows: float
         for term in self.decode:
-            attended, grows, count = blend(term.mix, context), blend(term.mix, growth), term.count
+            count, span = term.count, term.span
+            if span >= 0:
+                attended, grows = context[span], growth[span]
+            else:
+                attended, grows = blend(term.mix, context), blend(term.mix, growth)
             value, slope, after = term.curve.locate(attended / decodes)
             gpu += count * (term.launch + decodes * value)
             slope_s += count * slope * grows

@@ -20,9 +20,13 @@ Mix = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class DecodeTerm:
-    """Decode attention of all layers of one shape; `mix` blends the sums over spans into attended entries."""
+    """Decode attention of all layers of one shape; `mix` blends the sums over spans into attended entries.
+
+    `span` is the only one where an entry per token of one span is attended, else -1: most models need no blending.
+    """
 
     mix: Mix
+    span: int
     count: int
     launch: float
     curve: PiecewiseLinear
@@ -30,9 +34,13 @@ class DecodeTerm:
 
 @dataclass(frozen=True, slots=True)
 class PrefillTerm:
-    """Prefill attention of all layers of one shape: launch + max(compute x pairs, what pairs, entries, tokens move)."""
+    """Prefill attention of all layers of one shape: launch + max(compute x pairs, what pairs, entries, tokens move).
+
+    `span` as in a DecodeTerm.
+    """
 
     mix: Mix
+    span: int
     count: int
     launch: float
     compute: float
@@ -41,8 +49,13 @@ class PrefillTerm:
     per_token: float
 
     def seconds(self, tokens: int, pairs: tuple[int, ...], entries: tuple[int, ...]) -> float:
-        attended = blend(self.mix, pairs)
-        moved = self.per_pair * attended + self.per_entry * blend(self.mix, entries) + self.per_token * tokens
+        attended: float
+        read: float
+        if self.span >= 0:
+            attended, read = pairs[self.span], entries[self.span]
+        else:
+            attended, read = blend(self.mix, pairs), blend(self.mix, entries)
+        moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
         return self.count * (self.launch + max(self.compute * attended, moved))
 
 
@@ -69,6 +82,10 @@ def blend(mix: Mix, sums: tuple[int, ...]) -> float:
     return total
 
 
+def _only_span(mix: Mix) -> int:
+    return mix[0][0] if len(mix) == 1 and mix[0][1] == 1.0 else -1
+
+
 def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[DecodeTerm, ...]:
     """One term per shape of decode attention among `ops`."""
     found: dict[object, DecodeTerm] = {}
@@ -77,7 +94,7 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
             key = (op.mix, op.entry_bytes, op.pair_flops, op.sequence_read_bytes, op.sequence_write_bytes, op.dtype)
             count = op.count + (found[key].count if key in found else 0)
             curve = decode_attention_curve(op, node.accelerator, device)
-            found[key] = DecodeTerm(op.mix, count, device.decode_attention_launch, curve)
+            found[key] = DecodeTerm(op.mix, _only_span(op.mix), count, device.decode_attention_launch, curve)
     return tuple(found.values())
 
 
@@ -92,8 +109,8 @@ def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[
             written = device.prefill_attention_bandwidth * memory.write_bandwidth
             per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written
             term = PrefillTerm(
-                op.mix, op.count, device.prefill_attention_launch, op.pair_flops / rate, op.pair_bytes / moved,
-                op.entry_bytes / moved, per_token,
+                op.mix, _only_span(op.mix), op.count, device.prefill_attention_launch, op.pair_flops / rate,
+                op.pair_bytes / moved, op.entry_bytes / moved, per_token,
             )  # fmt: skip
             key = replace(term, count=0)
             found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))
