@@ -244,6 +244,7 @@ def test_sglang_counts_its_gpus_otherwise() -> None:
     dense, _ = scenario("sglang", f"sglang serve {LLAMA} --tp-size 2 --dp-size 2 --context-length 32Ki")
     assert (dense.parallel.gpus, dense.deployment.groups[0].count, dense.policy.max_model_len) == (2, 2, 32768)
     assert "divisor" in refusal("sglang", "serve deepseek-ai/DeepSeek-V3 --tp 8 --attn-dp-size 3")
+    assert "expected one model" in refusal("sglang", f"serve --log-requests {LLAMA}")  # a switch takes no value
     assert "'--tp-size'" in refusal("sglang", f"serve {LLAMA} --tp_size 2")  # argparse, no underscores
 
 

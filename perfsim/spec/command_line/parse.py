@@ -53,7 +53,7 @@ def parse(words: Sequence[str], table: FlagTable) -> Parsed:
         name = unknown.split("=")[0]
         valid = [name for flag in table.flags for name in flag.names if name.startswith("--")]
         raise InputError(f"unknown flag '{shorten(name)}' of {table.program} {table.version}{nearest(name, valid)}")
-    if len(rest) > 1:
+    if len(rest) > 1 or (rest and table.model_first and rest[0] != words[0]):
         listed = ", ".join(f"'{shorten(word)}'" for word in rest[:4])
         raise InputError(f"expected one model besides the flags, got {listed}")
     return Parsed(rest[0] if rest else None, tuple(namespace.given))

@@ -58,6 +58,7 @@ class FlagTable:
     abbreviations: bool
     separator: str | None
     dotted_json: bool
+    model_first: bool
     defaults: dict[str, Any]
     approximations: tuple[str, ...]
     environment: tuple[str, ...]
@@ -84,6 +85,7 @@ def load_table(engine: str) -> FlagTable:
         abbreviations=ours["abbreviations"],
         separator=ours.get("separator"),
         dotted_json=ours.get("dotted_json", False),
+        model_first=ours.get("model_first", False),
         defaults=ours.get("defaults", {}),
         approximations=tuple(ours.get("approximations", ())),
         environment=tuple(ours["environment"]),
