@@ -337,6 +337,9 @@ def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--vllm", f"serve {LLAMA} --max-num-sqes 4"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["simulate", "--vllm", "serve x", "--sglang", "serve x"]) == 2
+    capsys.readouterr()
+    assert main(["estimate", "--sglang", f"serve {LLAMA}", "--format", "json"]) == 0
+    assert any("overheads are those of vllm" in text for text in json.loads(capsys.readouterr().out)["warnings"])
 
 
 @settings(max_examples=150, deadline=None)
