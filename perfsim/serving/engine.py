@@ -250,7 +250,7 @@ class Engine(EngineFront):
             work.group_tokens, *work.context, *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += count * work.tokens
-        self.last_start = work.last_start()
+        self.done = work
         self.in_flight = True
         self.work = None
         batch.advance(count)

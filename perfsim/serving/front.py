@@ -72,7 +72,7 @@ class EngineFront(ABC):
         self.work: Work | None = None  # the steps in flight; more than one can still be cut short
         self.now = float("inf")  # the next step boundary
         self.until = float("-inf")  # how far advance() may go; a hook may lower it
-        self.last_start = float("-inf")  # when the step in flight began
+        self.done: Work | None = None  # the last steps executed
         self.in_flight = False
         self.submitted = self.preemptions = 0
         self.scheduled_tokens = 0
@@ -179,6 +179,11 @@ class EngineFront(ABC):
         self.request_seconds += self.population * (at - self._counted_at)
         self._counted_at = at
         self.population += change
+
+    @property
+    def last_start(self) -> float:
+        """When the step that ends now began, or the last one that was executed."""
+        return float("-inf") if self.done is None else self.done.last_start()
 
     @property
     def idle(self) -> bool:

@@ -201,7 +201,7 @@ class StepwiseEngine(EngineFront):
             *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += work.tokens
-        self.last_start = work.start
+        self.done = work
         self.work = None
 
     def _blocks(self, tokens: int) -> int:
