@@ -143,9 +143,9 @@ def test_a_ring_waits_for_its_slowest_chunk(group: int, steps: int, kind: str) -
     hops = [hop + path[-1 if i % 8 == 7 else 0].latency for i in range(group)]
     if group <= 8:
         hops = [hop + path[0].latency] * group
-    seconds = ALGORITHMS[kind]["ring"](collective(kind, 0.0, group), path, EFFICIENCY)  # type: ignore[index]
-    tolerance = hops[-1] - hops[0] if kind == "all_gather" else 0.0
-    assert seconds - EFFICIENCY.collective_launch == pytest.approx(chunks_around(hops, steps), abs=tolerance + 1e-15)
+    times = algorithm_seconds(collective(kind, 0.0, group), network, EFFICIENCY)
+    waited = float(times["ring"]) - EFFICIENCY.collective_launch
+    assert waited == pytest.approx(chunks_around(hops, steps), rel=1e-12)
 
 
 @pytest.mark.parametrize(("name", "group", "bus"), [
@@ -193,6 +193,23 @@ def test_only_what_crosses_the_network_loads_it() -> None:
     assert collective_estimate(once_per_node, network, PERFECT).seconds == pytest.approx(size / 4 / 50e9, rel=0.01)
     at_home = collective("all_to_all", size, group, across_bytes=0.0)
     assert collective_estimate(at_home, network, PERFECT).seconds == pytest.approx(7 / 8 * size / 450e9, rel=0.02)
+
+
+def test_the_network_may_have_coefficients_of_its_own() -> None:
+    network, size = network_of("dgx-h100-superpod"), 1e12
+    better = EFFICIENCY.model_copy(update={"network_bandwidth": 1.0, "network_hop": 0.0})
+    for group, factor in {8: 1.0, 32: EFFICIENCY.collective_bandwidth}.items():
+        work = collective("all_to_all", size, group)
+        before, after = (collective_estimate(work, network, e).seconds for e in (EFFICIENCY, better))
+        assert after == pytest.approx(before * factor, rel=1e-3)
+
+
+def test_in_switch_reduction_may_have_a_coefficient_of_its_own() -> None:
+    network, slower = network_of("dgx-h100"), EFFICIENCY.model_copy(update={"in_switch_bandwidth": 0.68})
+    work = collective("all_reduce", 1e12, 8)
+    times = [algorithm_seconds(work, network, e) for e in (EFFICIENCY, slower)]
+    assert times[1]["nvls"] == pytest.approx(times[0]["nvls"] * EFFICIENCY.collective_bandwidth / 0.68)
+    assert times[1]["two_shot"] == times[0]["two_shot"]
 
 
 def test_oversubscription_hurts_what_crosses_the_spine_only() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.estimate import Estimate
-from perfsim.cost.topology import Fabric
+from perfsim.cost.topology import Fabric, Path
 from perfsim.ops.op import Collective, Num
 from perfsim.spec.calibration import DeviceEfficiency
 
@@ -33,14 +34,35 @@ def collective_estimate(collective: Collective, fabric: Fabric, efficiency: Devi
     )
 
 
+def achieved(path: Path, efficiency: DeviceEfficiency) -> Path:
+    """The path with rates and hops as achieved; network and in-switch reduction may have coefficients of their own.
+
+    A hop costs the sender's step beside the latency of the link.
+    """
+    e = efficiency
+    network = e.collective_bandwidth if e.network_bandwidth is None else e.network_bandwidth
+    hop = e.collective_hop if e.network_hop is None else e.network_hop
+    switch = e.collective_bandwidth if e.in_switch_bandwidth is None else e.in_switch_bandwidth
+    levels = []
+    for level in path:
+        rate, step = (e.collective_bandwidth, e.collective_hop) if level.scale_up else (network, hop)
+        levels.append(
+            replace(level, spread=rate * level.spread, ring=rate * level.ring, peer=rate * level.peer,
+                    in_switch=switch * level.in_switch, latency=step + level.latency)
+        )  # fmt: skip
+    return tuple(levels)
+
+
 def algorithm_seconds(
     collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency, *, allowed: Collection[str] | None = None
 ) -> dict[str, Num]:
     """Seconds of one exchange by every algorithm that is possible here (and `allowed`), by name."""
-    path = fabric.path(collective.group, stride=collective.stride)
-    times = {}
-    for name, algorithm in ALGORITHMS[collective.kind].items():
-        seconds = algorithm(collective, path, efficiency) if path and (allowed is None or name in allowed) else None
+    path = achieved(fabric.path(collective.group, stride=collective.stride), efficiency)
+    times: dict[str, Num] = {}
+    for name, algorithm in ALGORITHMS[collective.kind].items() if path else ():
+        if allowed is not None and name not in allowed:
+            continue
+        seconds = algorithm(collective, path, efficiency.collective_launch)
         if seconds is not None:
             times[name] = seconds
     return times

@@ -41,7 +41,7 @@ def collective_seconds(collective: Collective, fabric: Fabric) -> Num:
 def _leaving(work: Collective, path: Path, level: Level, units: int) -> Num:
     """Bytes that must leave (or enter) one of `units` units of `level.below` GPUs each."""
     if work.kind == "all_reduce":
-        return work.bytes * (1.0 if level.reduces else 2 * (units - 1) / units)
+        return work.bytes * (1.0 if level.in_switch else 2 * (units - 1) / units)
     if work.kind in ("all_gather", "reduce_scatter"):
         part = work.bytes if work.kind == "all_gather" else work.bytes / work.group
         return part * ((units - 1) * level.below)

@@ -38,7 +38,8 @@ class Level:
     Rates are bytes/s per direction. `spread`: what each GPU can send out of its unit when all send to all other units
     at once. `ring`: what leaves a unit when every unit sends to the next one only, over all rings together. `peer`:
     what one GPU can send to one other. `direct`: every GPU reaches every other one in a single step at these rates.
-    `scale_up` tells the links inside a node from the network.
+    `in_switch`: the rate of `spread` for messages that switches add and copy, 0 where they cannot. `scale_up` tells the
+    links inside a node from the network.
     """
 
     kind: str
@@ -50,7 +51,7 @@ class Level:
     latency: float
     direct: bool
     scale_up: bool
-    reduces: bool = False
+    in_switch: float = 0.0
 
     @property
     def exit(self) -> float:
@@ -184,8 +185,9 @@ def _node_level(link: Link, size: int, domain: int) -> Level:
         rings = max(1, 2 * ((size - 1) // 2))
         return Level(link.kind, size, 1, (size - 1) * peer, rings * peer, peer, link.latency,
                      direct=True, scale_up=True)  # fmt: skip
+    in_switch = link.bandwidth if link.in_switch_reduction else 0.0
     return Level(link.kind, size, 1, link.bandwidth, link.bandwidth, link.bandwidth, link.latency,
-                 direct=link.topology == "switched", scale_up=True, reduces=link.in_switch_reduction)  # fmt: skip
+                 direct=link.topology == "switched", scale_up=True, in_switch=in_switch)  # fmt: skip
 
 
 def _tier_level(tier: Tier, units: int, below: int) -> Level:

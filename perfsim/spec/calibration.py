@@ -20,7 +20,9 @@ class DeviceEfficiency(Spec):
 
     Fractions are of the dense peak for the dtype or of HBM bandwidth; `*_launch` is the time of an operator with no
     work, under CUDA graphs. `decode_attention` holds (context, bandwidth fraction) knots on a growing context axis:
-    decode attention time is piecewise linear between them, which is what makes fast-forwarding exact.
+    decode attention time is piecewise linear between them, which is what makes fast-forwarding exact. `collective_*`
+    hold inside a node; between nodes, and for the traffic of in-switch reduction, too unless `network_*` and
+    `in_switch_bandwidth` are given.
     """
 
     gemm_launch: Seconds
@@ -40,6 +42,9 @@ class DeviceEfficiency(Spec):
     collective_launch: Seconds
     collective_hop: Seconds
     collective_bandwidth: Fraction
+    in_switch_bandwidth: Fraction | None = None
+    network_hop: Seconds | None = None
+    network_bandwidth: Fraction | None = None
 
     @model_validator(mode="after")
     def _knots_grow(self) -> Self:

@@ -1,0 +1,1 @@
+"""Measured collectives against the cost model, before anything is fitted to them."""

@@ -1,0 +1,59 @@
+"""What the cost model says about a measured row: by the algorithms its backend has, and by the fastest of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from perfsim.cost.collective import fastest_algorithm
+from perfsim.cost.speed_of_light import collective_seconds
+from perfsim.cost.topology import Fabric, fabric
+from perfsim.spec import catalog
+from perfsim.spec.calibration import DeviceEfficiency
+from perfsim.spec.cluster import Cluster, FatTree
+from perfsim.spec.load import find_calibration
+from validation.collectives.rows import Row
+
+# NCCL has no direct algorithms inside a node; its broadcast and gathers are rings. None: whatever is fastest.
+ALLOWED = {
+    "nccl": {"ring", "tree", "nvls", "nvls_tree", "direct", "forward"},
+    "nccl torch": {"ring", "tree", "nvls", "nvls_tree", "direct", "forward"},
+    "nccl ring": {"ring"},
+    "nccl nvls": {"nvls", "nvls_tree"},
+    "nccl nvls_tree": {"nvls_tree"},
+}
+GATHERS = ("all_gather", "reduce_scatter")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Seconds and algorithm that the model predicts for a backend, and the bound that nothing can beat."""
+
+    seconds: float
+    algorithm: str
+    bound: float
+
+
+def predict(row: Row) -> Prediction:
+    """The prediction for one row, with the coefficients as they are in `hardware/calibration/first-guess.yaml`."""
+    network, efficiency = _network(row.node, row.nodes), _efficiency(row.node)
+    allowed = ALLOWED.get(row.backend)
+    if allowed is not None and row.work.kind in GATHERS:
+        allowed = {"ring"}
+    name, seconds = fastest_algorithm(row.work, network, efficiency, allowed=allowed)
+    return Prediction(float(seconds), str(name), float(collective_seconds(row.work, network)))
+
+
+@cache
+def _network(node_name: str, nodes: int) -> Fabric:
+    """`nodes` of these nodes on one layer of switches: all measured machines are small enough for that."""
+    node = catalog.node(node_name)
+    if nodes == 1:
+        return fabric(node)
+    network = FatTree(rail_optimised=True, radix=64, levels=1, hop_latency=0.0)
+    return fabric(node, Cluster(name=node_name, label="", node=node, node_count=nodes, network=network))
+
+
+@cache
+def _efficiency(node_name: str) -> DeviceEfficiency:
+    return find_calibration(accelerator=catalog.node(node_name).accelerator.name, engine="vllm").device
