@@ -12,7 +12,6 @@ from perfsim.traffic.choice import DistinctChooser
 from perfsim.traffic.chunk import HASHED_CHUNK_REQUESTS, RequestChunk
 from perfsim.traffic.synthetic import draw_lengths, prefix_chooser, random_streams
 
-
 # Segments of all requests of a chunk, each an id and an end: keeps the memory bound of many documents per prompt.
 _CHUNK_SEGMENTS = 131_072
 
