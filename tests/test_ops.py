@@ -23,6 +23,10 @@ from perfsim.spec.model import WEIGHT_BYTES, ModelArch
 FOLDER = Path(__file__).resolve().parents[1] / "workloads" / "models"
 DENSE = ("llama-2-7b-hf", "llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "Qwen--Qwen3-32B-FP8", "yi-34b")
 MODELS = (*DENSE, "qwen3-30b-a3b", "mixtral-8x7b-v0.1", "deepseek-ai--DeepSeek-V3", "openai--gpt-oss-20b")
+KINDS = (
+    "meta-llama--Llama-4-Scout-17B-16E-Instruct", "deepseek-ai--DeepSeek-V3.2", "deepseek-ai--DeepSeek-V4-Flash",
+    "Qwen--Qwen3.5-27B", "mistralai--Mamba-Codestral-7B-v0.1", "moonshotai--Kimi-K3",
+)  # fmt: skip
 MATMULS = {"gemm", "lm_head", "moe"}
 
 
@@ -145,18 +149,23 @@ def test_only_picked_experts_are_read() -> None:
         assert moe.read_bytes == pytest.approx(experts * expert + tokens * routed, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *KINDS])
 @settings(max_examples=10, deadline=None)
 @given(past=decodes, chunks=prefills)
 def test_shards_add_up_to_the_whole(name: str, past: list[int], chunks: Chunks) -> None:
     model, step = catalog.model(name), batch_shape(catalog.model(name), past, chunks)
     whole = ops(model, step)
-    # What vLLM copies instead of dividing: the router, and the down-projections to the latents of MLA.
-    copied = {"router", "kv_a_proj", "qkv_a_proj"}
+    # What vLLM copies instead of dividing: the router, projections to latents, indexers, compressors, residual streams.
+    copied = {
+        "router", "kv_a_proj", "qkv_a_proj", "index_q_proj", "index_k_proj", "decode_index_scan", "prefill_index_scan",
+        "compressor", "stream_weights", "latent_down", "latent_up",
+    }  # fmt: skip
     for tp in (2, 4):
         for one, shard in zip(whole, ops(model, step, tp=tp), strict=True):
             assert (one.name, one.count) == (shard.name, shard.count)
-            if one.kind in MATMULS | {"decode_attention", "prefill_attention"}:
+            if one.name == "mixer_gates":  # one number per head is divided, a rank is not
+                assert one.flops <= tp * shard.flops <= tp * one.flops
+            elif one.kind in MATMULS | {"decode_attention", "prefill_attention", "recurrence"}:
                 share = 1 if one.name in copied else tp
                 assert share * shard.flops == pytest.approx(one.flops, rel=1e-12, abs=0)
 
@@ -228,7 +237,7 @@ def test_one_token_reads_all_the_experts_it_visits(num_experts: int, per_token: 
     assert distinct_experts(1.0, num_experts, per_token, popularity) == pytest.approx(per_token, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *KINDS])
 @pytest.mark.parametrize("tp", [1, 4])
 @settings(max_examples=5, deadline=None)
 @given(batches=st.lists(st.tuples(decodes, prefills), min_size=1, max_size=4))
