@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from perfsim.cli.main import main
 from perfsim.errors import InputError
+from perfsim.run import simulate
 from perfsim.spec import catalog
 from perfsim.spec.hardware_yaml import load_accelerator, usual_node
+from perfsim.spec.load import load_scenario
 from perfsim.spec.yaml import load_yaml
 from perfsim.units import GIB
 
@@ -282,3 +286,36 @@ def test_what_if_values_need_no_source(tmp_path: Path) -> None:
     gpu = load_accelerator(path)
     assert gpu.sm_count == 264
     assert "sm_count" not in gpu.sources
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_list_hardware_counts_sources_and_doubts(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["name"]: row for row in json.loads(printed(capsys, "list", "hardware", "--format", "json"))}
+    assert set(rows) == set(EVERYTHING)
+    assert {row["kind"] for row in rows.values()} == {"accelerator", "node", "cluster", "link", "storage"}
+    row, gpu = rows["h100-80gb-sxm"], catalog.accelerator("h100-80gb-sxm")
+    assert (row["facts"], row["unverified"], row["unverified_fields"]) == (len(gpu.sources), 1, "idle_power")
+    assert rows["gb200-nvl72-8x"]["accelerators"] == 576
+
+
+@pytest.mark.parametrize(("name", "shown"), [
+    ("tpu-v6e", "tdp –"), ("dgx-h100", "nics.bandwidth 50.00 GB/s"), ("nvlink-5", "lanes 18"),
+    ("s3", "per_connection 0.08750 GB/s"), ("hgx-h200-roce-128x", "derived.spine.gpu_bandwidth 27.50 GB/s"),
+    ("frontier", "derived.bisection_bandwidth 148,225 GB/s"), ("tpu-v5p-pod", "network.shape [16, 20, 28]"),
+])  # fmt: skip
+def test_show_hardware_knows_every_kind(capsys: pytest.CaptureFixture[str], name: str, shown: str) -> None:
+    lines = [" ".join(line.split()) for line in printed(capsys, "show", "hardware", name).splitlines()]
+    assert any(line.startswith(shown) for line in lines)
+    described = json.loads(printed(capsys, "show", "hardware", name, "--format", "json"))
+    assert ("derived" in described) == (name in CLUSTERS)
+
+
+def test_a_device_of_unknown_power_runs_without_energy() -> None:
+    scenario = load_scenario(hardware="tpu-v5p", model="llama-2-7b-hf", overrides=["workload.num_requests=20"])
+    result = simulate(scenario)
+    assert result.metrics["counts"]["completed"] == 20
+    assert set(result.energy.values()) == {None}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from perfsim.cost.graph import network_graph
 from perfsim.cost.topology import bisection, fabric, network_tiers
 from perfsim.errors import InfeasibleError, InputError
+from perfsim.run import simulate
 from perfsim.spec import catalog
 from perfsim.spec.cluster import Cluster, Dragonfly, FatTree, Network, Torus
 from perfsim.spec.hardware import NetworkCards, Node
@@ -214,6 +215,16 @@ def test_unknown_clusters_are_named(tmp_path: Any) -> None:
     file.write_text(file.read_text().replace("radix", "radius"))
     with pytest.raises(InputError, match=r"mine.yaml: .*unknown key 'radius'; did you mean 'radix'"):
         catalog.machine(str(file))
+
+
+def test_a_replica_over_two_nodes_waits_for_the_network() -> None:
+    scenario = load_scenario(hardware="superpod", model="llama-2-7b-hf",
+                             overrides=["parallel.tp=16", "workload.num_requests=30"])  # fmt: skip
+    far = simulate(scenario)
+    near = simulate(scenario.replace(**{"parallel.tp": 8}))
+    assert far.bound["network"] > 0.1
+    assert near.bound.get("network", 0.0) == 0.0
+    assert near.bound["link"] > 0.0
 
 
 def test_a_scenario_may_name_a_cluster(tmp_path: Any) -> None:

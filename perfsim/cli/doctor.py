@@ -69,6 +69,9 @@ def _data() -> Iterator[Finding]:
     yield _loads("models", catalog.list_models(), catalog.model)
     yield _loads("accelerators", catalog.list_accelerators(), catalog.accelerator)
     yield _loads("nodes", catalog.list_nodes(), catalog.node)
+    yield _loads("clusters", catalog.list_clusters(), catalog.cluster)
+    yield _loads("links", catalog.list_links(), catalog.link)
+    yield _loads("storage", catalog.list_storage(), catalog.storage)
     yield _loads("traces", catalog.list_traces(), catalog.trace_path)
 
 

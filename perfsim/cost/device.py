@@ -6,11 +6,12 @@ from perfsim.errors import InfeasibleError
 from perfsim.spec.hardware import Accelerator
 
 # A format that the matrix units lack is computed in 16 bits: weight-only kernels expand 4- and 8-bit weights on the
-# fly, and a GPU without bfloat16 runs the checkpoint as float16 (vLLM asks for --dtype half there). Some makers publish
-# no fp32 rate; their 16-bit one is then the bound, optimistic for products and never what limits elementwise work.
+# fly, and a GPU without bfloat16 runs the checkpoint as float16 (vLLM asks for --dtype half there), a TPU a float16 one
+# as bfloat16. Some makers publish no fp32 rate; their 16-bit one is then the bound, optimistic for products and never
+# what limits elementwise work.
 _FALLBACK = {
     "fp4": ("bf16", "fp16"), "fp8": ("bf16", "fp16"), "int8": ("bf16", "fp16"), "bf16": ("fp16",),
-    "fp32": ("bf16", "fp16"),
+    "fp16": ("bf16",), "fp32": ("bf16", "fp16"),
 }  # fmt: skip
 
 

@@ -83,6 +83,7 @@ _TABLE: tuple[MetricDef, ...] = (
     MetricDef("bound.compute", "Compute", "fraction", "neither", "share of busy time limited by FLOP/s"),
     MetricDef("bound.memory", "Memory bandwidth", "fraction", "neither", "share of busy time limited by HBM bandwidth"),
     MetricDef("bound.link", "GPU links", "fraction", "neither", "share of busy time limited by links between GPUs"),
+    MetricDef("bound.network", "Network", "fraction", "neither", "share of busy time limited by links between nodes"),
     MetricDef("bound.host", "Host", "fraction", "neither", "share of busy time in which the GPU waits for the host"),
     MetricDef("replicas.requests", "Requests", "requests", "neither", "requests that the replica served"),
     MetricDef("replicas.output_tokens", "Output tokens", "tokens", "neither", "tokens that the replica put out"),
