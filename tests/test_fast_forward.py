@@ -182,6 +182,7 @@ def scenarios(draw):
         block_size=BLOCK,
         total_blocks=draw(st.integers(34, 120)),
         window_blocks=draw(st.sampled_from([0, 0, 2])),
+        span_blocks=draw(st.sampled_from([(), (), ((4, 1),), ((2, 1), (9, 2))])),
         priority=by_priority,
         prefix_caching=draw(st.booleans()),
         long_prefill_token_threshold=draw(st.sampled_from([0, 0, 24])),

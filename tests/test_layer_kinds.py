@@ -22,6 +22,7 @@ from perfsim.ops.op import Op
 from perfsim.ops.params import state_bytes_per_sequence, vision_params, weight_bytes_per_gpu
 from perfsim.ops.step import FULL, Span, attended_pairs
 from perfsim.ops.transformer import lower
+from perfsim.serving.replica import plan_replica
 from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration, load_scenario
 from perfsim.spec.model import WEIGHT_BYTES, MixtureOfExperts, ModelArch
@@ -230,12 +231,14 @@ def test_a_recurrent_model_has_a_block_per_sequence() -> None:
 
 def test_chunks_and_windows_are_held_beside_the_growing_layers() -> None:
     # 36 of 48 layers keep a chunk of 8,192: three groups of twelve layers.
-    assert plan("meta-llama--Llama-4-Scout-17B-16E-Instruct").window_blocks == 3 * (8192 // 16 + 1)
-    # What the context never reaches is not held.
-    short = plan("meta-llama--Llama-4-Scout-17B-16E-Instruct", max_model_len=2048)
-    assert short.window_blocks == 3 * (2048 // 16 + 1)
+    assert plan("meta-llama--Llama-4-Scout-17B-16E-Instruct").span_blocks == ((8192 // 16 + 1, 3),)
+    # What the context never reaches is not held: four times twelve layers of 2,000 tokens, then a chunk at most.
+    config = plan_replica(load_scenario(overrides=[
+        "model=meta-llama--Llama-4-Scout-17B-16E-Instruct", "hardware=b300-8x-sxm", "parallel.tp=8",
+    ])).config  # fmt: skip
+    assert [config.beside(tokens) for tokens in (1, 2000, 8192, 10**6)] == [3, 3 * 125, 3 * 512, 3 * 513]
     # Five full layers of 2 x 512 x 2 numbers, 25 windowed ones of 8 x 256 x 2: ten times as much per token.
-    assert plan("google--gemma-4-26B-A4B").window_blocks == 10 * (1024 // 16 + 1)
+    assert plan("google--gemma-4-26B-A4B").span_blocks == ((1024 // 16 + 1, 10),)
 
 
 def test_eight_bits_hold_twice_the_tokens() -> None:
@@ -316,6 +319,7 @@ def test_every_architecture_simulates(name: str) -> None:
         except InfeasibleError:
             continue
         counts = result.metrics["counts"]  # models of 2,048 tokens reject a few
-        assert counts["completed"] >= 8 and counts["completed"] + counts["rejected"] == 16
+        assert counts["completed"] >= 8
+        assert counts["completed"] + counts["rejected"] == 16
         return
     pytest.fail(f"{name} fits no node")

@@ -137,16 +137,17 @@ def test_a_given_cache_size_does_not_make_weights_fit(override: dict[str, Any]) 
 def test_windows_hold_blocks_of_their_own(block_size: int, blocks: int) -> None:
     # gpt-oss: every second of 24 layers attends 128 tokens. A sequence holds the blocks that 128 tokens can touch.
     found = plan("openai--gpt-oss-20b", block_size=block_size)
-    assert found.window_blocks == blocks
+    assert found.span_blocks == ((blocks, 1),)
     full_layers, kv_heads, dim = 12, 8, 64
     assert found.kv_cache / found.kv_blocks == full_layers * 2 * kv_heads * dim * 2 * block_size
-    assert plan("llama-3.1-8b-instruct", block_size=block_size).window_blocks == 0
+    assert plan("llama-3.1-8b-instruct", block_size=block_size).span_blocks == ()
 
 
 def test_a_cache_smaller_than_its_windows_is_no_cache() -> None:
     with pytest.raises(InfeasibleError, match="kv_cache_blocks"):
-        plan("openai--gpt-oss-20b", kv_cache_blocks=10)
-    assert plan("openai--gpt-oss-20b", kv_cache_blocks=11).kv_blocks == 11
+        plan("openai--gpt-oss-20b", kv_cache_blocks=2)
+    # The null block, one that all layers share, and one for the windows.
+    assert plan("openai--gpt-oss-20b", kv_cache_blocks=3).kv_blocks == 3
 
 
 def test_windowed_layers_alone_keep_their_whole_context() -> None:

@@ -28,7 +28,8 @@ from perfsim.units import GB
 class MemoryPlan:
     """Bytes of one GPU by use; `kv_blocks` blocks of `block_size` tokens, one of them vLLM's null block.
 
-    A sequence holds one block per `block_size` tokens and `window_blocks` more, whatever its length.
+    A sequence holds one block per `block_size` tokens, `window_blocks` more whatever its length, and for every (most,
+    groups) of `span_blocks`, a window or a chunk, as many per group as its tokens fill, at most `most`.
     """
 
     capacity: float
@@ -39,6 +40,7 @@ class MemoryPlan:
     kv_blocks: int
     window_blocks: int
     block_size: int
+    span_blocks: tuple[tuple[int, int], ...]
 
     @property
     def usable_blocks(self) -> int:
@@ -72,12 +74,12 @@ def memory_plan(
         activations = min(activations, (1.0 - share) * (owned - runtime))
     room = _room(policy.memory_rule, share, weights, activations, runtime, owned=owned)
     copies = 2 if policy.enable_prefix_caching else 1
-    block_size, block, windows = _cache_layout(
-        model, tp, policy.block_size, longest, policy.kv_cache_dtype, state_copies=copies
+    block_size, block, states, spans = _cache_layout(
+        model, tp, policy.block_size, policy.kv_cache_dtype, longest=longest, state_copies=copies
     )
+    fewest = 2 + states + sum(groups for _, groups in spans)  # the null block, and a sequence of one block
     block *= -(-model.num_hidden_layers // pp) / model.num_hidden_layers  # of the fullest stage
-    least = (2 + windows) * block
-    if room < least:
+    if room < fewest * block:
         raise InfeasibleError(
             f"{model.name} does not fit {accelerator.name} with tp={tp}: weights {weights / GB:.1f} GB, activations "
             f"{activations / GB:.1f} GB and runtime {runtime / GB:.1f} GB per GPU leave no KV cache in "
@@ -86,9 +88,9 @@ def memory_plan(
         )
     available = room if policy.kv_cache_memory is None else policy.kv_cache_memory
     blocks = floor(available / block) if policy.kv_cache_blocks is None else policy.kv_cache_blocks
-    if blocks < 2 + windows:
+    if blocks < fewest:
         raise InfeasibleError(
-            f"the KV cache holds {blocks} blocks of {block_size} tokens, a sequence needs at least {2 + windows}; "
+            f"the KV cache holds {blocks} blocks of {block_size} tokens, a sequence needs at least {fewest}; "
             "policy.kv_cache_blocks or policy.kv_cache_memory binds",
             binding="KV cache size",
         )
@@ -100,7 +102,7 @@ def memory_plan(
             binding="HBM capacity",
         )
     return MemoryPlan(
-        accelerator.memory.capacity, weights, activations, runtime, blocks * block, blocks, windows, block_size
+        accelerator.memory.capacity, weights, activations, runtime, blocks * block, blocks, states, block_size, spans
     )
 
 
@@ -133,23 +135,23 @@ def _activation_bytes(model: ModelArch, tp: int, engine: EngineProfile, tokens: 
 class _Layout(NamedTuple):
     block_size: int
     block_bytes: float
-    extra_blocks: int
+    state_blocks: int
+    span_blocks: tuple[tuple[int, int], ...] = ()
 
 
 def _cache_layout(
-    model: ModelArch, tp: int, block_size: int, max_model_len: int, kv_cache_dtype: CacheDType, *, state_copies: int
+    model: ModelArch, tp: int, block_size: int, kv_cache_dtype: CacheDType, *, longest: int, state_copies: int
 ) -> _Layout:
-    """Tokens and bytes of a block, and the blocks that a sequence holds whatever its length.
+    """Tokens and bytes of a block, the blocks of a sequence's states, and those of its windows and chunks.
 
     A block spans the layers whose cache grows with the context. What other layers keep is counted in the same blocks,
     per group of as many bytes, as in vLLM's `_get_kv_cache_groups_uniform_page_size`:
 
-    - a window or chunk: the blocks that so many tokens (`max_model_len` at most) can touch. A sequence is charged for
-      a full window from its start, which overcharges those shorter than a wide one.
+    - a window or chunk: at most the blocks that so many tokens can touch.
     - a recurrent state: one page per group of layers, two where prefix caching keeps a checkpoint beside it. Blocks
       grow until one layer's entries fill a page (vLLM's `_align_hybrid_block_size`). Neglected: checkpoints that stay.
 
-    Without growing layers, recurrent models have blocks of `max_model_len` tokens, a state each (as vLLM without prefix
+    Without growing layers, recurrent models have blocks of `longest` tokens, a state each (as vLLM without prefix
     caching: no prefix is ever found), and windowed ones are charged as if they kept their whole context.
     """
     growing = entry = held = page = 0.0
@@ -167,19 +169,17 @@ def _cache_layout(
     if not growing and any(bounded.values()):
         growing, bounded = sum(bounded.values()), {}
     if not growing:
-        return _Layout(max_model_len, held, state_copies - 1)
+        return _Layout(longest, held, state_copies - 1)
     if page:
         latent = any(isinstance(group.attention, MultiHeadLatentAttention) for group in model.layers)
         step = max(block_size, 128 if latent else 16)
         block_size = max(block_size, step * _whole(page / (step * entry)))
-    block, extra = growing * block_size, 0
-    for size, bytes_per_token in bounded.items():
-        touched = ceil(min(size, max_model_len) / block_size) + 1
-        extra += _whole(bytes_per_token / growing) * touched
+    block = growing * block_size
+    spans = tuple((ceil(size / block_size) + 1, _whole(kept / growing)) for size, kept in bounded.items() if kept)
     if not page:  # spans that are not summed up yet
-        return _Layout(block_size, block, extra + _whole(held / block))
+        return _Layout(block_size, block, _whole(held / block), spans)
     layers = sum(group.count for group in model.layers if group.state is not None)
-    return _Layout(block_size, block, extra + state_copies * _whole(layers * block_size * entry / block))
+    return _Layout(block_size, block, state_copies * _whole(layers * block_size * entry / block), spans)
 
 
 def _whole(amount: float) -> int:

@@ -36,8 +36,8 @@ def admit(engine: Engine, budget: int, chunks: list[tuple[Request, int]]) -> Non
             if not config.chunked_prefill:
                 return
             chunk = budget
-        new = -(-(cached + chunk) // size) - hits + config.window_blocks
-        must_fit = -(-target // size) - hits + config.window_blocks if config.reserve_full_isl else new
+        new = -(-(cached + chunk) // size) - hits + request.beside
+        must_fit = -(-target // size) - hits + request.beside if config.reserve_full_isl else new
         if must_fit + idle + (config.watermark_blocks if running else 0) > kv.free:
             # Evicting what it would have hit may make a first chunk fit; a whole prompt waits for freed blocks.
             engine.blocked = config.reserve_full_isl or not (request.keys or request.run)

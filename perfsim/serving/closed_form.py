@@ -123,7 +123,9 @@ def _price(plan: ReplicaPlan, demand: Demand) -> _Replica:
     total = decode_steps.sum()
     lived = demand.prompt + demand.output / 2  # mean context while decoding
     mean_context = float((lived * decode_steps).sum() / total) if total else float(demand.prompt.mean())
+    filled = np.ceil((demand.prompt + demand.output - 1) / config.block_size)
     held = float(np.ceil((lived + 1) / config.block_size).mean()) + config.window_blocks
+    held += sum(groups * float(np.minimum(filled, most).mean()) for most, groups in config.span_blocks)
     slots = max(1, min(config.max_num_seqs, int(config.total_blocks / held)))
     decode_s = np.zeros(slots + 1)
     reach = [span.mean_attended(mean_context) for span in windows]

@@ -23,6 +23,8 @@ Hook = Callable[[Request, float], None]
 class EngineConfig:
     """Scheduler limits, every default filled in; token and block counts.
 
+    Beside the blocks of its growing cache a sequence holds `window_blocks`, whatever its length, and per (most, groups)
+    of `span_blocks` as many as its tokens fill in each of `groups`, at most `most`: windows and chunks.
     A `prefill_only` engine hands a request over after its first token and holds its blocks until they are fetched.
     """
 
@@ -32,6 +34,7 @@ class EngineConfig:
     block_size: int
     total_blocks: int
     window_blocks: int = 0
+    span_blocks: tuple[tuple[int, int], ...] = ()
     priority: bool = False
     chunked_prefill: bool = True
     prefix_caching: bool = True
@@ -40,6 +43,16 @@ class EngineConfig:
     reserve_full_isl: bool = True
     watermark_blocks: int = 0
     prefill_only: bool = False
+
+    def beside(self, tokens: int) -> int:
+        """Blocks that a sequence which ends with `tokens` tokens holds beside those of its growing cache.
+
+        They are set aside at admission: short of its window a sequence is charged a little early.
+        """
+        if not self.span_blocks:
+            return self.window_blocks
+        filled = -(-tokens // self.block_size)
+        return self.window_blocks + sum(groups * min(filled, most) for most, groups in self.span_blocks)
 
 
 class EngineFront(ABC):
@@ -94,10 +107,11 @@ class EngineFront(ABC):
         self.submitted += 1
         config = self.config
         length = request.prompt + (1 if config.prefill_only else request.output)
+        request.beside = config.beside(length - 1)
         reason = ""
         if length > config.max_model_len:
             reason = "longer than max_model_len"
-        elif -(-(length - 1) // config.block_size) + config.window_blocks > config.total_blocks:
+        elif -(-(length - 1) // config.block_size) + request.beside > config.total_blocks:
             reason = "longer than the KV pool"
         elif not config.chunked_prefill and length > config.max_num_batched_tokens:
             reason = "longer than max_num_batched_tokens without chunked prefill"
@@ -220,7 +234,7 @@ class EngineFront(ABC):
         """
         config, kv, size = self.config, self.kv, self.config.block_size
         hits, idle = kv.lookup(request, request.prompt // size)
-        new = -(-request.prompt // size) - hits + config.window_blocks
+        new = -(-request.prompt // size) - hits + request.beside
         if new + idle + (config.watermark_blocks if self.population > 1 else 0) > kv.free:
             return False
         self.waiting.take()
@@ -238,8 +252,8 @@ class EngineFront(ABC):
     def give_back(self, request: Request, tokens: int, *, unhashed: int = 0, resumes: bool = False) -> None:
         """Free the blocks of a request that has slots for `tokens` tokens, of which the last ones are not hashed."""
         self.kv.release(request, tokens, hashed=tokens - unhashed, resumes=resumes)
-        if self.config.window_blocks:
-            self.kv.put_back_blank(self.config.window_blocks)
+        if request.beside:
+            self.kv.put_back_blank(request.beside)
 
     def finish(self, request: Request) -> None:
         """A request's last token is out."""

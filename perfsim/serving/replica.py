@@ -53,6 +53,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         block_size=memory.block_size,
         total_blocks=memory.usable_blocks,
         window_blocks=memory.window_blocks,
+        span_blocks=memory.span_blocks,
         priority=policy.scheduling_policy == "priority",
         chunked_prefill=policy.enable_chunked_prefill,
         prefix_caching=policy.enable_prefix_caching,

@@ -18,8 +18,8 @@ class Request:
     """
 
     __slots__ = (
-        "adapter", "arrival", "base", "cached", "computed", "decoding", "emitted", "ends", "fetched", "finish",
-        "finish_step", "first_token", "held", "index", "keys", "last_token", "node_blocks", "node_index", "order",
+        "adapter", "arrival", "base", "beside", "cached", "computed", "decoding", "emitted", "ends", "fetched",
+        "finish", "finish_step", "first_token", "held", "index", "keys", "last_token", "node_blocks", "node_index", "order",
         "output", "position", "preemptions", "priority", "prompt", "queued", "received", "remote", "run", "run_start",
         "scheduled", "session", "stint",
     )  # fmt: skip
@@ -59,6 +59,7 @@ class Request:
         self.base = 0
         self.finish_step = -1
         # KV bookkeeping, owned by KVCache
+        self.beside = 0  # blocks for windows, chunks and states
         self.held: list[Run] = []
         self.node_blocks = 0  # blocks that belong to shared runs rather than to this request alone
         self.node_index = 0

@@ -218,8 +218,8 @@ def admit_head(engine: StepwiseEngine | PipelineEngine, most: int, budget: int) 
     if not config.chunked_prefill and min(chunk, most if most < budget else chunk) > budget:
         return 0
     chunk = min(chunk, most)
-    new = -(-(cached + chunk) // size) - hits + config.window_blocks
-    full = -(-(request.target) // size) - hits + config.window_blocks
+    new = -(-(cached + chunk) // size) - hits + request.beside
+    full = -(-(request.target) // size) - hits + request.beside
     watermark = config.watermark_blocks if engine.running else 0
     if (full if config.reserve_full_isl else new) + idle + watermark > kv.free:
         return 0
