@@ -20,8 +20,8 @@ class Request:
     __slots__ = (
         "adapter", "arrival", "base", "beside", "cached", "computed", "decoding", "emitted", "ends", "fetched",
         "finish", "finish_step", "first_token", "held", "index", "keys", "last_token", "node_blocks", "node_index",
-        "order", "output", "position", "preemptions", "priority", "prompt", "queued", "received", "remote", "run", "run_start",
-        "scheduled", "session", "stint",
+        "order", "output", "position", "preemptions", "priority", "prompt", "queued", "received", "remote", "run",
+        "run_start", "scheduled", "session", "stint",
     )  # fmt: skip
 
     def __init__(
