@@ -2,7 +2,9 @@
 
 The workload is that of published comparisons of serving simulators: lognormal prompts of mean 999 and outputs of mean
 199 tokens, Poisson arrivals at about 70% of saturation, Llama-2-7B on one A100 80GB. "Outside" is the difference in
-wall time of two whole processes, so that start-up and imports cancel. Reports only; nothing here passes or fails.
+wall time of two whole processes, so that start-up and imports cancel. `--cluster` serves a million requests, whose
+prompts begin with one of 200 shared prefixes, with 16 such replicas behind a prefix-aware router, and a sixteenth of
+this traffic with one. Reports only; nothing here passes or fails.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perfsim.run import estimate
+from perfsim.run import estimate, simulate
 from perfsim.spec.load import load_scenario
 
 SETUP = ("--model", "llama-2-7b-hf", "--hardware", "a100-80gb-sxm")
@@ -62,13 +64,43 @@ def outside(path: Path) -> tuple[float, dict[str, float], float]:
     return wall, json.loads(done.stdout)["simulation"], peak
 
 
+def cluster(rate: float, *, count: int, replicas: int) -> None:
+    """Requests/s and SimPy events of a cluster, beside one replica under a `replicas`-th of the load."""
+    for number in (1, replicas):
+        requests = count * number // replicas
+        workload = (
+            f"{{kind: synthetic, num_requests: {requests}, arrivals: {{kind: poisson, rate: {rate * number}}}, "
+            "prompt: {kind: lognormal, mean: 999, sigma: 0.6, max: 3000}, "
+            "output: {kind: lognormal, mean: 199, sigma: 0.6, max: 1000}, "
+            "shared_prefix: {num_prefixes: 200, tokens: 512, order: random}}"
+        )
+        deployment = f"{{router: {{kind: prefix_aware}}, groups: [{{name: r, count: {number}}}]}}"
+        scenario = load_scenario(
+            None, model=SETUP[1], hardware=SETUP[3], overrides=[f"workload={workload}", f"deployment={deployment}"]
+        )
+        began = time.perf_counter()
+        result = simulate(scenario)
+        wall = time.perf_counter() - began
+        events = result.metrics.get("service", {}).get("events", 0)
+        print(
+            f"{requests:>10,} requests, {number:>2} replicas: {wall:6.1f} s = {requests / wall:,.0f} requests/s; "
+            f"{events / requests:.2f} SimPy events and {result.simulation['segments'] / requests:.2f} segments per "
+            f"request; prefix hits {result.metrics['prefix_cache']['hit_rate']:.1%}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of each size; medians are reported")
     parser.add_argument("--huge", type=int, default=0, metavar="N", help="also one run of N requests (10000000)")
+    parser.add_argument("--cluster", action="store_true", help="16 replicas behind a prefix-aware router instead")
+    parser.add_argument("--requests", type=int, default=1_000_000, metavar="N", help="with --cluster: how many")
     options = parser.parse_args()
     rate = 0.7 * saturation()
-    print(f"Llama-2-7B on one A100 80GB, Poisson at {rate:.2f} requests/s (70% of saturation)\n")
+    print(f"Llama-2-7B on one A100 80GB, Poisson at {rate:.2f} requests/s (70% of saturation) per replica\n")
+    if options.cluster:
+        cluster(rate, count=options.requests, replicas=16)
+        return
     with tempfile.TemporaryDirectory() as folder:
         walls = {}
         for count in (10_000, 110_000):

@@ -55,7 +55,7 @@ def deployments(draw):
     return Deployment(groups=groups, autoscaling=scaling, **common)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(deployments(), st.integers(1, 60), st.sampled_from([5.0, 40.0, 400.0]), st.sampled_from([0, 0, 3, 12]),
        st.sampled_from([34, 60, 200]), st.booleans(), st.integers(0, 5))  # fmt: skip
 def test_fast_forward_equals_stepwise(deployment, count, rate, clients, blocks, asynchronous, seed) -> None:
@@ -109,7 +109,7 @@ def test_one_replica_behind_a_router_is_one_replica_to_the_bit(arrivals: str, bl
     rows = []
     for clustered in (False, True):
         groups, kept = plan_groups(given_scenario), _Rows()
-        served = serve(given_scenario, groups, sinks=lambda replica, kept=kept: (kept,), clustered=clustered)
+        served = serve(given_scenario, groups, sinks=lambda replica, rank, kept=kept: (kept,), clustered=clustered)
         assert served.sent == 600
         assert (served.cluster is not None) == clustered
         rows.append(kept.bytes)

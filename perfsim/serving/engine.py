@@ -118,6 +118,8 @@ class Engine(EngineFront):
             self._see(self.last_start if lagging else self.now)
         if self.ended and not lagging:
             self._give_back()
+        if self.ready:
+            self._join_ready()
         preemptions = self.preemptions
         self.work = self._schedule()
         if self.work is not None:
@@ -126,6 +128,7 @@ class Engine(EngineFront):
         if lagging:
             self._see(self.now)
             self._give_back()
+            self._join_ready()
         elif self.preemptions == preemptions:
             return None
         self.work = self._schedule()
@@ -137,6 +140,8 @@ class Engine(EngineFront):
     def _see(self, cutoff: float) -> None:
         if self.see(cutoff):
             self.blocked = False
+
+    def _join_ready(self) -> None:
         while self.ready and len(self.running) < self.config.max_num_seqs:
             self._join_remote(self.ready.popleft())
 

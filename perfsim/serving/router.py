@@ -134,6 +134,7 @@ class LongestPrefix:
         self._holders: dict[int, int] = {}  # key: the replicas that hold it, one bit each
         self._recent: dict[int, OrderedDict[int, int]] = {}  # replica: its keys and their tokens, oldest first
         self._tokens: dict[int, int] = {}
+        self._replicas: dict[int, Replica] = {}  # by their bits
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         spec, loads = self._spec, [replica.load for replica in replicas]
@@ -144,7 +145,7 @@ class LongestPrefix:
         if balanced and request.keys:
             holders, depth = self._match(request)
             if depth and request.ends[depth - 1] * chosen.block_size >= spec.match_threshold * request.prompt:
-                chosen = min((replica for replica in replicas if holders >> replica.index & 1), key=_load)
+                chosen = self._least_loaded(holders)
         if request.keys:
             self._remember(request, chosen)
         return chosen
@@ -152,9 +153,23 @@ class LongestPrefix:
     def forget(self, replica: Replica) -> None:
         """The replica's cache is gone."""
         bit = 1 << replica.index
+        self._replicas.pop(bit, None)
         for key in self._recent.pop(replica.index, ()):
             self._drop(key, bit)
         self._tokens.pop(replica.index, None)
+
+    def _least_loaded(self, holders: int) -> Replica:
+        """The first of those with the fewest requests among the replicas of these bits."""
+        chosen: Replica | None = None
+        while holders:
+            bit = holders & -holders
+            holders ^= bit
+            replica = self._replicas[bit]
+            if chosen is None or replica.load < chosen.load:
+                chosen = replica
+        if chosen is None:
+            raise ValueError("no replica holds the prefix")
+        return chosen
 
     def _match(self, request: Request) -> tuple[int, int]:
         """(bits of the replicas with the longest match, its depth in keys); only serving replicas are remembered."""
@@ -169,8 +184,11 @@ class LongestPrefix:
 
     def _remember(self, request: Request, replica: Replica) -> None:
         index, holders = replica.index, self._holders
-        recent = self._recent.setdefault(index, OrderedDict())
         bit, tokens = 1 << index, self._tokens.get(index, 0)
+        if bit not in self._replicas:
+            self._replicas[bit] = replica
+            self._recent[index] = OrderedDict()
+        recent = self._recent[index]
         keys, ends = request.keys, request.ends
         for depth in range(len(keys) - 1, -1, -1):  # the deepest first, so that they are the older ones
             key = keys[depth]

@@ -73,16 +73,18 @@ class StepwiseEngine(EngineFront):
     def plan(self) -> Work | None:
         """As `Engine.plan`."""
         lagging = self.in_flight and self.config.async_scheduling
-        self._see(self.last_start if lagging else self.now)
+        self.see(self.last_start if lagging else self.now)
         if not lagging:
             self.unknown = {}
             self._give_back()
+        self._join_ready()
         preemptions = self.preemptions
         batch = self._form_batch()
         if not batch and lagging:
             self.unknown = {}
-            self._see(self.now)
+            self.see(self.now)
             self._give_back()
+            self._join_ready()
             batch = self._form_batch()
         while not batch and self.preemptions > preemptions:
             preemptions = self.preemptions
@@ -99,8 +101,7 @@ class StepwiseEngine(EngineFront):
             work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
         )
 
-    def _see(self, cutoff: float) -> None:
-        self.see(cutoff)
+    def _join_ready(self) -> None:
         while self.ready and len(self.running) < self.config.max_num_seqs:
             request = self.ready.popleft()
             if request.keys:
