@@ -89,7 +89,10 @@ def load_shape(model: str, load: tuple[int, int, int, int]) -> StepShape:
 
 
 def check_speed_of_light(name: str, step: StepShape, node: Node, calibration: Calibration, tp: int) -> None:
-    for work in lower(model_of(name), step, tp=tp, expert_popularity=calibration.engine.expert_popularity):
+    popularity = calibration.engine.expert_popularity
+    sixteen = lower(model_of(name), step, tp=tp, expert_popularity=popularity)
+    eight = lower(model_of(name), step, tp=tp, expert_popularity=popularity, kv_cache_dtype="fp8")
+    for work in (*sixteen, *eight):
         if isinstance(work, Op):
             estimate = op_estimate(work, node.accelerator, calibration.device, calibration.power)
             bound = op_seconds(work, node.accelerator)

@@ -90,7 +90,7 @@ def _gqa(model: ModelArch, attention: GroupedQueryAttention, *, tp: int) -> Para
         other += hidden
     if attention.sinks:
         other += heads
-    picks = _indexer(model, attention.indexer)
+    picks = _indexer(model, attention.indexer, shards=tp)
     return Parameters(hidden * (columns + gate) + heads * value * hidden, 0, 0, other).plus(picks)
 
 
@@ -107,14 +107,17 @@ def _mla(model: ModelArch, attention: MultiHeadLatentAttention, *, tp: int) -> P
     return Parameters(shared + own, 0, 0, norms).plus(_indexer(model, attention.indexer))
 
 
-def _indexer(model: ModelArch, indexer: SparseIndexer | None) -> Parameters:
-    """Queries from their latent (or the hidden state), one shared key, weights of the heads, norms; on every GPU."""
+def _indexer(model: ModelArch, indexer: SparseIndexer | None, *, shards: int = 1) -> Parameters:
+    """Queries from their latent (or the hidden state), one shared key, weights of the heads, norms.
+
+    On every GPU, save that MiniMax-M3's heads are divided like the K/V heads they choose for (vLLM's minimax_m3).
+    """
     if indexer is None or indexer.shared:
         return Parameters(0, 0, 0, 0)
-    hidden, size = model.hidden_size, indexer.head_dim
+    hidden, size, heads = model.hidden_size, indexer.head_dim, max(1, indexer.num_heads // shards)
     rank = hidden if indexer.query_rank is None else indexer.query_rank
-    weights = rank * indexer.num_heads * size + hidden * size
-    head_weights = hidden * indexer.num_heads if indexer.head_weights else 0
+    weights = rank * heads * size + hidden * size
+    head_weights = hidden * heads if indexer.head_weights else 0
     norm = {"layer": 2 * size, "rms": size, "both": 2 * size}[indexer.key_norm]
     return Parameters(weights, 0, 0, head_weights + norm)
 
