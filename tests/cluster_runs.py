@@ -16,6 +16,7 @@ from perfsim.serving.front import EngineConfig
 from perfsim.serving.replica import GroupPlan, ReplicaPlan, build_engine
 from perfsim.spec.deployment import Deployment
 from perfsim.spec.load import load_scenario
+from perfsim.spec.policy import ParallelPlan
 from perfsim.traffic import ClosedLoopSource, RequestChunk
 
 # Gives the transfers a model's K/V sizes; the engines of `compiled` are far smaller.
@@ -59,12 +60,12 @@ def run_cluster(
     groups = []
     for group in deployment.groups:
         own = replace(config, prefill_only=group.role == "prefill")
-        plan = ReplicaPlan(own, None, compiled("gqa", own), attention_spans(tiny_model("gqa")))
+        plan = ReplicaPlan(own, None, compiled("gqa", own), attention_spans(tiny_model("gqa")), ParallelPlan())
         groups.append(GroupPlan(group, SCENARIO, plan))
     loop = ClosedLoop(ClosedLoopSource(iter([chunk]), clients, think), ingress=0.002, egress=0.001, block_size=BLOCK)
 
     def build(replica: Replica):
-        return build_engine(replica.plan.plan, sinks=(log, ledger), stepwise=stepwise, chunk=64)
+        return build_engine(replica.plan.plan, sinks=lambda rank: (log, ledger), stepwise=stepwise, chunk=64)
 
     cluster = Cluster(
         groups, deployment=deployment, seed=seed, build=build, on_finish=loop.on_finish if clients else None

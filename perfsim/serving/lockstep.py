@@ -8,37 +8,20 @@ Neglected: padding of all ranks to the largest batch (CUDA graphs), the up to 15
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from perfsim.cost.step_model import DecodeRun
+from perfsim.cost.step_model import CompiledSteps, DecodeRun
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.request import Request
 from perfsim.serving.timing import TIME_EPS
-from perfsim.serving.work import Sums, Work
+from perfsim.serving.work import Work
 
 DUMMY_TOKENS = 1  # vllm/v1/worker/gpu_worker.py, execute_dummy_batch
-
-
-class RankSteps(Protocol):
-    """What a lock-step group asks of a cost model; see `CompiledSteps`."""
-
-    group_s: Sequence[float]
-    exposed: float
-    async_scheduling: bool
-
-    def gpu_seconds(
-        self, tokens: int, logits: int, decodes: int, context: Sums, prefill_tokens: int, pairs: Sums,
-        prefill_context: Sums,
-    ) -> float: ...  # fmt: skip
-    def gpu_run(self, decodes: int, context: Sums, growth: Sums, limit: int) -> DecodeRun: ...
-    def host_seconds(self, tokens: int, logits: int) -> float: ...
-    def behind_host(self, run: DecodeRun, host: float) -> DecodeRun: ...
 
 
 class LockstepGroup:
     """One replica of several ranks; drives like an engine."""
 
-    def __init__(self, ranks: Sequence[EngineFront], *, steps: RankSteps, jumps: bool = True) -> None:
+    def __init__(self, ranks: Sequence[EngineFront], *, steps: CompiledSteps, jumps: bool = True) -> None:
         """`ranks` are fresh engines; without `jumps` every step is priced on its own."""
         self.ranks = tuple(ranks)
         self.steps = steps
@@ -149,7 +132,7 @@ class LockstepGroup:
         works = [work for rank in self.ranks if (work := rank.plan()) is not None]
         if not works:
             return False
-        tokens = sum(work.tokens for work in works) + DUMMY_TOKENS * (len(self.ranks) - len(works))
+        tokens = sum(work.tokens for work in works) + DUMMY_TOKENS * self.steps.queries * (len(self.ranks) - len(works))
         count, first, slope = self._price(works, tokens)
         for work in works:
             work.count, work.first, work.slope, work.group_tokens = count, first, slope, tokens
@@ -161,7 +144,7 @@ class LockstepGroup:
         """The slowest rank's own part, the experts of all `tokens`, the slowest scheduler."""
         steps, together = self.steps, self.steps.group_s[tokens]
         host = max(steps.host_seconds(work.tokens, work.logits) for work in works)
-        if self._jumps and not any(work.prefill for work in works):
+        if self._jumps and not any(work.tokens > work.decodes for work in works):
             limit = min(work.count for work in works)
             limit, gpu, slope = slowest(
                 [steps.gpu_run(work.tokens, work.context, work.growth, limit) for work in works]

@@ -6,26 +6,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from perfsim.cost.memory import MemoryPlan, memory_plan
-from perfsim.cost.step_model import StepModel, compile_steps
+from perfsim.cost.step_model import CompiledSteps, compile_steps
 from perfsim.errors import InputError
 from perfsim.ops.step import Span, attention_spans
 from perfsim.serving.engine import Engine
-from perfsim.serving.front import EngineConfig
+from perfsim.serving.front import EngineConfig, EngineFront
+from perfsim.serving.lockstep import LockstepGroup
+from perfsim.serving.pipeline import PipelineEngine
 from perfsim.serving.recorder import Recorder, Sink
-from perfsim.serving.request import Request
 from perfsim.serving.stepwise import StepwiseEngine
 from perfsim.spec.deployment import ReplicaGroup
+from perfsim.spec.policy import ParallelPlan
 from perfsim.spec.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPlan:
-    """Everything an engine needs that does not change while it runs."""
+    """Everything an engine, or a lock-step group of `parallel.dp` engines, needs that does not change while it runs."""
 
     config: EngineConfig
     memory: MemoryPlan
-    steps: StepModel
+    steps: CompiledSteps
     windows: tuple[Span, ...]
+    parallel: ParallelPlan
 
 
 def plan_replica(scenario: Scenario) -> ReplicaPlan:
@@ -33,7 +36,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
 
     The policy's None fields must have been filled in by the loader. Raises InfeasibleError when the model does not fit.
     """
-    policy, tp = scenario.policy, scenario.parallel.tp
+    policy, parallel = scenario.policy, scenario.parallel
     tokens, seqs, length = policy.max_num_batched_tokens, policy.max_num_seqs, policy.max_model_len
     if tokens is None or seqs is None or length is None:
         raise ValueError("the scenario is not resolved: load it, or fill in its policy")
@@ -42,9 +45,10 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         engine=scenario.calibration.engine, policy=policy,
     )  # fmt: skip
     steps = compile_steps(
-        model=scenario.model, node=scenario.hardware, tp=tp, calibration=scenario.calibration,
-        max_num_batched_tokens=tokens, max_num_seqs=seqs, async_scheduling=policy.async_scheduling,
-        cluster=scenario.cluster, kv_cache_dtype=policy.kv_cache_dtype,
+        model=scenario.model, node=scenario.hardware, tp=parallel.tp, dp=parallel.dp, ep=parallel.ep, pp=parallel.pp,
+        calibration=scenario.calibration, max_num_batched_tokens=tokens, max_num_seqs=seqs,
+        async_scheduling=scenario.asynchronous, cluster=scenario.cluster, kv_cache_dtype=policy.kv_cache_dtype,
+        speculative=policy.speculative,
     )  # fmt: skip
     config = EngineConfig(
         max_num_batched_tokens=tokens,
@@ -58,11 +62,11 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         chunked_prefill=policy.enable_chunked_prefill,
         prefix_caching=policy.enable_prefix_caching,
         long_prefill_token_threshold=policy.long_prefill_token_threshold,
-        async_scheduling=policy.async_scheduling,
+        async_scheduling=scenario.asynchronous,
         reserve_full_isl=policy.scheduler_reserve_full_isl,
         watermark_blocks=int(policy.watermark * memory.kv_blocks),
     )
-    return ReplicaPlan(config, memory, steps, attention_spans(scenario.model))
+    return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,26 @@ def plan_groups(scenario: Scenario) -> tuple[GroupPlan, ...]:
 
 
 def build_engine(
-    plan: ReplicaPlan, *, sinks: tuple[Sink, ...], stepwise: bool = False,
-    on_finish: Callable[[Request, float], None] | None = None, chunk: int = 1 << 16,
-) -> Engine | StepwiseEngine:  # fmt: skip
-    """A fresh engine; `stepwise` recomputes every step from the sequences themselves.
+    plan: ReplicaPlan, *, sinks: Callable[[int | None], tuple[Sink, ...]], stepwise: bool = False, chunk: int = 1 << 16
+) -> EngineFront | LockstepGroup:
+    """A fresh engine, or a lock-step group of them; `stepwise` recomputes every step from the sequences themselves.
 
-    What it records is handed to `sinks` in pieces of `chunk` rows.
+    `sinks(rank)` receive what a data-parallel rank records, in pieces of `chunk` rows; the rank of a single engine is
+    None.
     """
-    recorder = Recorder(sinks, windows=len(plan.windows), chunk=chunk)
-    kind = StepwiseEngine if stepwise else Engine
-    return kind(config=plan.config, steps=plan.steps, recorder=recorder, windows=plan.windows, on_finish=on_finish)
+
+    def engine(rank: int | None) -> EngineFront:
+        recorder = Recorder(sinks(rank), windows=len(plan.windows), chunk=chunk)
+        config, steps, windows = plan.config, plan.steps, plan.windows
+        if plan.parallel.pp > 1:
+            return PipelineEngine(
+                config=config, steps=steps, recorder=recorder, windows=windows, depth=plan.parallel.pp
+            )  # fmt: skip
+        kind = StepwiseEngine if stepwise else Engine
+        return kind(config=config, steps=steps, recorder=recorder, windows=windows)
+
+    if plan.parallel.dp == 1:
+        return engine(None)
+    if plan.parallel.pp > 1:
+        raise InputError("parallel: data-parallel ranks with pipeline stages are not modelled; set dp or pp to 1")
+    return LockstepGroup([engine(rank) for rank in range(plan.parallel.dp)], steps=plan.steps, jumps=not stepwise)

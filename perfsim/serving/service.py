@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perfsim.serving.driver import ClosedLoop, run_open_loop
@@ -28,15 +29,19 @@ _MOST, _LEAST = 1 << 16, 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What served: its replicas, the cluster around them unless there is one replica alone, and requests sent."""
+    """What served: its replicas, the cluster around them unless there is one replica alone, and requests sent.
+
+    `notes` are warnings about the traffic.
+    """
 
     replicas: list[Replica]
     cluster: Cluster | None
     sent: int
+    notes: tuple[str, ...] = ()
 
 
 def serve(
-    scenario: Scenario, groups: Sequence[GroupPlan], *, sinks: Callable[[Replica], tuple[Sink, ...]],
+    scenario: Scenario, groups: Sequence[GroupPlan], *, sinks: Callable[[Replica, int | None], tuple[Sink, ...]],
     progress: Progress | None = None, stepwise: bool = False, trace: Trace | None = None,
     begin: Callable[[float], None] | None = None, clustered: bool | None = None,
 ) -> Served:  # fmt: skip
@@ -55,7 +60,7 @@ def serve(
     made: list[Any] = []
 
     def build(replica: Replica) -> Any:
-        return build_engine(replica.plan.plan, sinks=sinks(replica), stepwise=stepwise, chunk=chunk)
+        return build_engine(replica.plan.plan, sinks=partial(sinks, replica), stepwise=stepwise, chunk=chunk)
 
     def server(on_finish: Callable[[Request, float], None] | None) -> Any:
         if clustered:
@@ -72,32 +77,33 @@ def serve(
         made.append(replica)
         return replica.engine
 
-    sent = _drive(scenario, groups[0], server, progress)
+    sent, notes = _drive(scenario, groups[0], server, progress)
     cluster = made[0] if clustered else None
     replicas = cluster.replicas if cluster is not None else [made[0]]
     for replica in replicas:
         for scheduler in replica.schedulers:
             scheduler.recorder.flush()
-    return Served(replicas, cluster, sent)
+    return Served(replicas, cluster, sent, notes)
 
 
 def _drive(
     scenario: Scenario, group: GroupPlan, server: Callable[[Callable[[Request, float], None] | None], Any],
     progress: Progress | None,
-) -> int:  # fmt: skip
-    """Feed `server(hook)`, an engine or what looks like one; requests sent."""
+) -> tuple[int, tuple[str, ...]]:  # fmt: skip
+    """Feed `server(hook)`, an engine or what looks like one; (requests sent, what to know about them)."""
     profile, config = scenario.calibration.engine, group.plan.config
     times = {"ingress": profile.ingress, "egress": profile.egress}
     workload, seed, lora = scenario.workload, scenario.seed, scenario.policy.lora
     if is_conversation(workload):
         conversations = session_source(workload, seed=seed, max_context=config.max_model_len, lora=lora)
         sessions = Sessions(conversations, block_size=config.block_size, **times)
-        return sessions.run(server(sessions.on_finish), progress=progress)
+        return sessions.run(server(sessions.on_finish), progress=progress), sessions.notes()
     if is_closed_loop(workload):
         source = closed_loop_source(workload, seed=seed, trace_path=catalog.trace_path, lora=lora)
         loop = ClosedLoop(source, block_size=config.block_size, **times)
-        return loop.run(server(loop.on_finish), progress=progress)
+        return loop.run(server(loop.on_finish), progress=progress), ()
     chunks = stream(workload, seed=seed, trace_path=catalog.trace_path, lora=lora)
-    return run_open_loop(
+    sent = run_open_loop(
         server(None), chunks, ingress=profile.ingress, block_size=config.block_size, progress=progress
     )  # fmt: skip
+    return sent, ()

@@ -11,7 +11,7 @@ from perfsim.errors import InfeasibleError, InputError
 from perfsim.spec.attention import Attention, GroupedQueryAttention, LinearAttention, Mamba2
 from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Accelerator, Node
-from perfsim.spec.model import ModelArch
+from perfsim.spec.model import MixtureOfExperts, ModelArch
 from perfsim.spec.policy import ParallelPlan, ServingPolicy
 from perfsim.units import GIB
 
@@ -68,11 +68,13 @@ def check_parallel(
             f"parallel: {parallel.gpus} GPUs do not fit: {cluster.name} has {cluster.accelerator_count} accelerators",
             binding="accelerators",
         )
-    if cluster is None and tp > node.accelerator_count:
+    if cluster is None and parallel.gpus > node.accelerator_count:
+        axes = "parallel.tp:" if parallel.gpus == tp else "parallel: tp * pp * dp ="
         raise InfeasibleError(
-            f"parallel.tp: {tp} GPUs do not fit: {node.name} has {node.accelerator_count} accelerators",
+            f"{axes} {parallel.gpus} GPUs do not fit: {node.name} has {node.accelerator_count} accelerators",
             binding="accelerators",
         )
+    _check_experts(parallel, model)
     for group in model.layers:
         if group.attention is None:
             continue
@@ -89,6 +91,27 @@ def check_parallel(
     layers = sum(group.count for group in model.layers)
     if parallel.pp > layers:
         raise InputError(f"parallel.pp: expected at most the {layers} layers of {model.name}, got {parallel.pp}")
+
+
+def _check_experts(parallel: ParallelPlan, model: ModelArch) -> None:
+    """Raises InputError when experts cannot be shared as asked; `dp` and `ep` are about sharing experts only."""
+    experts = [group.mlp for group in model.layers if isinstance(group.mlp, MixtureOfExperts)]
+    if not experts and (parallel.dp > 1 or parallel.ep > 1):
+        raise InputError(
+            f"parallel.dp and parallel.ep share experts, {model.name} has none; its data-parallel ranks would be"
+            " independent replicas: use deployment.groups with a count"
+        )
+    for moe in experts:
+        if parallel.ep > moe.num_experts:
+            raise InputError(
+                f"parallel.ep: expected at most the {moe.num_experts} experts of {model.name}, got {parallel.ep}"
+            )
+        shards = parallel.tp * parallel.dp
+        if parallel.ep == 1 and moe.moe_intermediate_size % shards:
+            raise InputError(
+                f"parallel: tp * dp = {shards} does not divide moe_intermediate_size ({moe.moe_intermediate_size}) of"
+                f" {model.name}; parallel.ep: {shards} keeps experts whole"
+            )
 
 
 def _heads(attention: Attention) -> tuple[int, int]:

@@ -58,6 +58,16 @@ class Scenario(Spec):
 
         return replaced(self, changes)
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether batches are formed one step ahead.
+
+        vLLM's V1 model runner does not with pipeline stages, nor with drafts that are looked up on the host.
+        """
+        speculative = self.policy.speculative
+        on_host = speculative is not None and speculative.method == "ngram"
+        return self.policy.async_scheduling and self.parallel.pp == 1 and not on_host
+
     def of_group(self, group: ReplicaGroup) -> Scenario:
         """The scenario of one replica of `group`, alone."""
         own = {key: getattr(group, key) for key in ("hardware", "parallel", "policy", "calibration")}
