@@ -15,8 +15,8 @@ LOGS = list(compare.logs())
 def test_enough_is_recorded():
     """At least 20 cases, and every mechanism at work in them: hits, preemptions, full pools, priorities, limits."""
     decisions = [item for log in LOGS for item in replay.recorded(log)]
-    assert len(LOGS) >= 20
-    assert len(decisions) > 3000
+    assert len(LOGS) > 60
+    assert len(decisions) > 6000
     assert sum(len(item.preempted) for item in decisions) > 50
     assert sum(hits > 0 for item in decisions for hits in item.admitted.values()) > 50
     assert sum(item.free == 0 for item in decisions) > 50
@@ -38,3 +38,12 @@ def test_a_changed_limit_is_noticed():
     other = log | {"config": log["config"] | {"max_num_batched_tokens": 100}}
     result = compare.compare(other, engine="fast")
     assert result.equal < 0.9 * result.steps
+
+
+def test_generated_blocks_are_needed():
+    """The next turn of a conversation is held against hits on what the model said, not on prompts alone."""
+    log = next(log for log in LOGS if log["case"] == "turns")
+    requests = [[*row[:-1], row[-1][: row[1] // log["config"]["block_size"]]] for row in log["requests"]]
+    assert requests != log["requests"]
+    result = compare.compare(log | {"requests": requests}, engine="fast")
+    assert result.equal < result.steps

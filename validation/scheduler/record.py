@@ -9,8 +9,8 @@ that the plain CPU build is taken; the three that are removed do not import besi
 
 About a second per case. The model is a two-layer Llama with random weights: what it says does not matter, `ignore_eos`
 fixes the lengths. Engine core and scheduler run in this process; `Scheduler.schedule` and `_preempt_request` are
-wrapped. Sampling is not seeded per request (the CPU runner cannot), and no prompt repeats what was generated, so the
-decisions are the same every time.
+wrapped. Sampling is not seeded per request (the CPU runner cannot), but what is generated matters to the next turn of
+the same conversation alone, so the decisions are the same every time.
 
 Async scheduling: vLLM turns it off on CPUs because the runner cannot overlap steps. Here the engine core gets vLLM's
 `AsyncScheduler` and its batch queue of two, while the runner executes each batch as it is queued. The order of
@@ -18,8 +18,9 @@ Async scheduling: vLLM turns it off on CPUs because the runner cannot overlap st
 the scheduler.
 
 A log holds `config` (fields of `perfsim.serving.engine.EngineConfig`), `requests` ([step, prompt tokens, output tokens,
-priority, ids of full prompt blocks]) and `decisions`, one per call of `schedule` that ran or preempted anything:
-[[request, new tokens], ..], [[admitted request, tokens found in the cache], ..], [preempted, ..], free blocks after.
+priority, ids of full blocks: the prompt's, and those generated where a later prompt goes on]) and `decisions`, one per
+call of `schedule` that ran or preempted anything: [[request, new tokens], ..], [[admitted request, tokens found in the
+cache], ..], [preempted, ..], free blocks after.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from validation.scheduler.script import CASES, Case, block_ids, prompt_tokens
+from validation.scheduler.script import CASES, Case, block_ids, continued, prompt_tokens
 
 CASES_DIR = Path(__file__).parent / "cases"
 MODEL = {
@@ -78,16 +79,16 @@ def record(case: Case, *, model: str) -> dict[str, Any]:
 
     engine = _engine(case.settings(), model=model)
     core = engine.engine_core.engine_core
-    prompts = [prompt_tokens(row[1]) for row in case.requests]
-    blocks = block_ids(prompts)
     decisions: list[Any] = []
     count = _watch(core.scheduler, decisions)
     requests: list[Any] = []
-    while len(requests) < len(prompts) or engine.has_unfinished_requests():
+    texts: list[list[int]] = []
+    said: dict[int, list[int]] = {}
+    while len(requests) < len(case.requests) or engine.has_unfinished_requests():
         steps = count[0]
-        while len(requests) < len(prompts):
+        while len(requests) < len(case.requests):
             index = len(requests)
-            at, _, output, *priority = case.requests[index]
+            at, text, output, *priority = case.requests[index]
             # An engine with nothing to do does not step: then the next request is early.
             if at > steps and (engine.has_unfinished_requests() or (requests and requests[-1][0] == steps)):
                 break
@@ -95,11 +96,17 @@ def record(case: Case, *, model: str) -> dict[str, Any]:
                 raise RuntimeError(f"{case.name}: idle with async scheduling, where no arrival time is defined")
             sampling = SamplingParams(max_tokens=output, ignore_eos=True, temperature=1.0, detokenize=False)
             urgency = priority[0] if priority and case.settings()["priority"] else 0
-            prompt: Any = {"prompt_token_ids": prompts[index]}
+            texts.append(prompt_tokens(text, said))
+            prompt: Any = {"prompt_token_ids": list(texts[index])}
             engine.add_request(str(index), prompt, sampling, arrival_time=float(index + 1), priority=urgency)
-            requests.append([steps, len(prompts[index]), output, urgency, blocks[index]])
-        engine.step()
+            requests.append([steps, len(texts[index]), output, urgency])
+        for item in engine.step():
+            if item.finished:
+                said[int(item.request_id)] = texts[int(item.request_id)] + list(item.outputs[0].token_ids)
     engine.engine_core.shutdown()
+    for index in continued(case):
+        texts[index] = said[index][:-1]  # the K/V of the last token are not computed
+    requests = [[*row, blocks] for row, blocks in zip(requests, block_ids(texts), strict=True)]
     return {
         "case": case.name, "vllm": __version__, "config": case.settings(), "requests": requests, "decisions": decisions,
     }  # fmt: skip

@@ -5,14 +5,17 @@ something. Its prompt is pieces of text joined by "+", each a name and a length 
 stand for equal text, so prompts that begin with the same pieces share a prefix. Blocks hold 32 tokens: vLLM's attention
 for CPUs takes multiples of 32 only, and larger blocks would make small pools coarse.
 
-The last three cases come from 56 random scripts with small pools (9872 steps, 98.1% equal): one for each cause that
-perfsim differs for. Copies of equal blocks matter most, where many long prompts are equal and the pool is tight: 15
-such scripts have 93.7% equal steps, and a single case here stands for them.
+The piece "@3" stands for all that request 3 was asked and has said, as in the next turn of a conversation; request 3
+has to be finished by then.
+
+The cases random-* are scripts number 0 to 15 of a generator, none left out: four kinds of prompts, the last of them
+always one of two equal long texts in a pool that hardly holds them.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,18 +54,29 @@ class Case:
         return settings
 
 
-def prompt_tokens(text: str) -> list[int]:
-    """Token ids (3..502) of a prompt written as pieces; the same name always gives the same ids."""
+def prompt_tokens(text: str, said: Mapping[int, list[int]]) -> list[int]:
+    """Token ids (3..502) of a prompt written as pieces; `said` holds the conversations that "@" may refer to.
+
+    The same name always gives the same ids. Raises KeyError when a conversation is not there.
+    """
     tokens: list[int] = []
     for piece in text.split("+"):
+        if piece.startswith("@"):
+            tokens.extend(said[int(piece[1:])])
+            continue
         name = piece.rstrip("0123456789")
         ids = random.Random(name)  # noqa: S311 - text, not secrets
         tokens.extend(ids.randrange(3, 503) for _ in range(int(piece[len(name) :])))
     return tokens
 
 
+def continued(case: Case) -> set[int]:
+    """The requests that a later prompt goes on from."""
+    return {int(piece[1:]) for row in case.requests for piece in row[1].split("+") if piece.startswith("@")}
+
+
 def block_ids(prompts: list[list[int]]) -> list[list[int]]:
-    """For each prompt one small number per full block; equal numbers mean equal tokens up to the block's end."""
+    """For each text one small number per full block; equal numbers mean equal tokens up to the block's end."""
     known: dict[tuple[int, ...], int] = {}
     return [
         [known.setdefault(tuple(tokens[:end]), len(known)) for end in range(BLOCK, len(tokens) + 1, BLOCK)]
@@ -83,6 +97,37 @@ def _mix(seed: int, count: int, *, longest: int, outputs: int, every: int, prior
         rows.append((step, text, draw.randint(1, outputs), draw.randrange(priorities)))
         step += draw.randint(0, every)
     return tuple(rows)
+
+
+def _random(seed: int) -> Case:
+    """A random script with random limits and a small pool."""
+    draw = random.Random(seed)  # noqa: S311
+    kind = ("own", "equal", "shared", "two-long")[seed % 4]
+    lagging = draw.random() < 0.5
+    pool = draw.choice([8, 9, 10, 12] if kind == "two-long" else [9, 12, 16, 20, 30])
+    budget = draw.choice([16, 33, 64, 200])
+    limits = {
+        "async_scheduling": lagging, "total_blocks": pool, "max_num_batched_tokens": budget,
+        "max_num_seqs": min(draw.choice([2, 4, 8, 12]), budget), "priority": draw.random() < 0.35,
+        "long_prefill_token_threshold": draw.choice([0, 0, 20, 50]), "reserve_full_isl": draw.random() < 0.5,
+        "watermark_blocks": draw.choice([0, 0, 1, 2]),
+    }  # fmt: skip
+    longest = min(200, (pool - 2) * BLOCK - 70)
+    rows: list[Row] = []
+    step = 0
+    for index in range(draw.randint(8, 14)):
+        length = draw.randint(1, longest)
+        text = f"{_name(index)}{length}"
+        if kind == "equal":
+            text = f"{draw.choice('pq')}{min(longest, draw.choice([64, 96, 100, longest]))}"
+        elif kind == "shared":
+            text = f"{draw.choice('st')}{draw.choice([32, 40, 64, 96])}+{_name(index)}{max(1, length // 2)}"
+        elif kind == "two-long":
+            text = f"{draw.choice('pq')}{longest}"
+        rows.append((step, text, draw.randint(1, 50), draw.randrange(3) if limits["priority"] else 0))
+        step += draw.randint(0, 5)
+        step += lagging and step == 1  # what arrives before an async engine's second step is not defined
+    return Case(f"random-{seed:02}-{kind}", tuple(rows), limits)
 
 
 def _name(index: int) -> str:
@@ -163,7 +208,17 @@ CASES: tuple[Case, ...] = (
     Case("async-mix-roomy", _mix(6, 30, longest=220, outputs=25, every=2), {"async_scheduling": True}),
     Case("async-mix-tight", _mix(8, 20, longest=160, outputs=50, every=3),
          {"async_scheduling": True, "total_blocks": 16}),
-    # Found by random scripts: where perfsim differs.
+    Case("turns", ((0, "a70", 40), (3, "b50", 30), (45, "@0+c30", 20), (48, "@1+d40", 20), (70, "@2+e20", 30),
+         (72, "@3+f9", 5))),
+    Case("turns-at-block-edge", ((0, "a64", 33), (0, "b64", 32), (40, "@0+c10", 9), (40, "@1+d10", 9))),
+    Case("turns-tight", ((0, "a70", 60), (2, "b50", 50), (4, "c60", 50), (6, "d40", 40), (70, "@0+e30", 20),
+         (72, "@1+f40", 20), (76, "@2+g30", 30), (82, "@3+h20", 40), (125, "@4+i20", 20), (240, "@7+j9", 20)),
+         {"total_blocks": 13}),
+    Case("async-turns", ((0, "a70", 40), (3, "b50", 70), (48, "@0+c30", 33), (52, "d64", 60), (90, "@2+e20", 30)),
+         {"async_scheduling": True, "total_blocks": 12}),
+    Case("async-priority-preemption", ((0, "a60", 60, 2), (0, "b60", 90, 1), (2, "c60", 70, 0), (4, "d60", 80, 0),
+         (9, "e30", 50, 1)), {"priority": True, "total_blocks": 11, "async_scheduling": True}),
+    # Found by random scripts: they once showed where perfsim differed.
     Case("twin-copy-evicted", ((0, "b64", 26, 2), (2, "a100", 14, 0), (5, "b200", 58, 0), (5, "a200", 25, 1),
          (9, "a64", 1, 0),
          (14, "a96", 54, 1), (17, "b100", 14, 2), (21, "a200", 41, 0), (24, "a64", 29, 1), (24, "b64", 17, 2),
@@ -179,4 +234,5 @@ CASES: tuple[Case, ...] = (
          (31, "l38", 50), (35, "m42", 13), (36, "n7", 59), (41, "o61", 29)),
          {"async_scheduling": True, "total_blocks": 20, "max_num_batched_tokens": 33, "max_num_seqs": 12,
           "long_prefill_token_threshold": 20, "reserve_full_isl": False}),
+    *map(_random, range(16)),
 )  # fmt: skip
