@@ -111,3 +111,11 @@ def test_a_saved_scenario_gives_the_same_run(tmp_path: Path) -> None:
     assert main(["simulate", str(tmp_path / "a" / "scenario.yaml"), "-o", str(tmp_path / "b")]) == 0
     for name in ("scenario.yaml", "result.json", "requests.parquet"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_sessions_that_end_early_are_mentioned() -> None:
+    short = simulate(load_scenario("chat", overrides=[*SMALL["chat"], "workload.max_context=2000"]))
+    said = [warning for warning in short.warnings if "sessions ended early" in warning]
+    assert len(said) == 1
+    assert 0 < int(said[0].split()[0]) < 40
+    assert not any("ended early" in w for w in simulate(load_scenario("chat", overrides=SMALL["chat"])).warnings)

@@ -89,6 +89,7 @@ class Books:
             backlog=_waiting_at(aggregated.timeline, self._ledger.last_arrival),
             replicas=rows,
             service={} if cluster is None else service_metrics(cluster),
+            notes=served.notes,
         )
 
     def _span(self) -> tuple[float, float]:

@@ -15,13 +15,14 @@ _PROGRESS_EVERY = 4096
 class _Session:
     """One conversation under way: `turn` is the next one, rows of the chunk are `row` and up."""
 
-    __slots__ = ("adapter", "chunk", "ends", "key", "keys", "number", "row", "turn", "turns")
+    __slots__ = ("adapter", "chunk", "cut", "ends", "key", "keys", "number", "row", "turn", "turns")
 
     def __init__(self, chunk: SessionChunk, index: int, *, number: int, key: int) -> None:
         self.chunk = chunk
         self.number = number
         self.row = int(chunk.first[index])
         self.turns = int(chunk.turns[index])
+        self.cut = bool(chunk.cut[index])
         self.turn = 0
         self.key = key
         self.adapter = -1 if chunk.adapter is None else int(chunk.adapter[index])
@@ -59,7 +60,7 @@ class Sessions:
         if session.turn < session.turns and not rejected:
             self._push(session, at + float(session.chunk.pause_s[session.row + session.turn - 1]))
             return
-        self.cut += rejected and session.turn < session.turns
+        self.cut += session.cut or rejected
         del self._open[request.session]
         if self._users is not None:
             self._begin(at + self._think_time)
@@ -87,14 +88,19 @@ class Sessions:
         engine.drain()
         return self.sent
 
+    def notes(self) -> tuple[str, ...]:
+        """What to know about the sessions that were served."""
+        if not self.cut:
+            return ()
+        return (f"{self.cut:,} of {self.begun:,} sessions ended early: at the context limit, or with a lost turn",)
+
     def _begin(self, at: float) -> None:
         """The next session's first turn becomes due, at `at` in a closed loop."""
         following = next(self._sessions, None)
         if following is None:
             return
-        session, start, cut = following
+        session, start = following
         self.begun += 1
-        self.cut += cut
         self._open[session.number] = session
         self._push(session, start if self._users is None else at)
 
@@ -115,12 +121,12 @@ class Sessions:
             self._engine.until = min(self._engine.until, request.queued)
 
 
-def _in_turn(source: SessionSource) -> Iterator[tuple[_Session, float, int]]:
-    """(session, when it starts, sessions of its chunk that were cut: with the first of them) in order."""
+def _in_turn(source: SessionSource) -> Iterator[tuple[_Session, float]]:
+    """Sessions in order, and when they start."""
     number, key = 0, -1  # keys that sessions share are the system prompts' numbers, from 0 up; those of turns go down
     for chunk in source.chunks:
         for index, start in enumerate(chunk.start_s.tolist()):
             session = _Session(chunk, index, number=number, key=key)
-            yield session, start, 0 if index else chunk.cut
+            yield session, start
             number += 1
             key -= session.turns

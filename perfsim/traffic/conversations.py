@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfsim.spec.distributions import (
     ExponentialTime,
@@ -45,7 +46,7 @@ class SessionChunk:
     adapter: which LoRA adapter serves the session, or None.
     prompt_tokens: the whole prompt of the turn: system prompt, earlier turns with their answers, and what is new.
     output_tokens, pause_s: the answer, and seconds from there to the next turn.
-    cut: sessions that lost turns to the context limit.
+    cut: bool[n], whether the context limit took turns from a session.
     """
 
     start_s: Floats
@@ -57,7 +58,7 @@ class SessionChunk:
     prompt_tokens: Ints
     output_tokens: Ints
     pause_s: Floats
-    cut: int
+    cut: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.turns)
@@ -121,7 +122,7 @@ def session_chunks(
             prompt_tokens=prompt,
             output_tokens=output,
             pause_s=pause,
-            cut=int((turns < drawn).sum()),
+            cut=turns < drawn,
         )
 
 
