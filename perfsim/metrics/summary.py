@@ -209,7 +209,10 @@ def _warnings(outcome: Outcome) -> list[str]:
                 f"vLLM would refuse to start: max_model_len is {policy.max_model_len:,} tokens, the KV cache holds "
                 f"{pool:,}"
             ] = None
-    slots = sum(group.replicas * (group.scenario.policy.max_num_seqs or 0) for group in outcome.groups)
+    slots = sum(
+        group.replicas * group.scenario.parallel.dp * (group.scenario.policy.max_num_seqs or 0)
+        for group in outcome.groups
+    )
     if slots and outcome.backlog > slots:
         found[
             f"overloaded: {outcome.backlog:,.0f} requests were waiting when the last one arrived; latencies grow with "

@@ -18,7 +18,7 @@ class Explanation:
     """A sink that adds up seconds per component and per limiting resource, and dynamic energy per GPU.
 
     Within a segment the step time is affine in the step index, so its middle step stands for all of them exactly.
-    With pipeline stages it is the mean stage, with data-parallel ranks every rank by itself.
+    With pipeline stages it is the mean stage, with data-parallel ranks the mean rank.
     `mismatch` is the largest relative difference seen between a segment's length and the sum of its parts.
     """
 
@@ -43,6 +43,7 @@ class Explanation:
         parallel = scenario.parallel
         shape = self._middle(columns)
         actual = columns["first_s"] + columns["slope_s"] * ((steps - 1) / 2)
+        weight = steps / parallel.dp
         gpu = np.zeros_like(steps)
         joules = np.zeros_like(steps)
         for part in gpu_parts(
@@ -55,30 +56,29 @@ class Explanation:
             pp=parallel.pp,
             calibration=scenario.calibration,
             cluster=scenario.cluster,
-            kv_cache_dtype=scenario.policy.kv_cache_dtype,
-            speculative=scenario.policy.speculative,
+            policy=scenario.policy,
         ):
             gpu = gpu + part.seconds / parallel.pp
             joules = joules + part.joules / parallel.pp
-            self._count(part, steps / parallel.pp)
+            self._count(part, weight / parallel.pp)
         schedule, exposed = host_parts(shape, scenario.calibration)
         waited = np.maximum(schedule.seconds - gpu, 0.0) if scenario.asynchronous else schedule.seconds
-        self._count(Estimate(waited, bound_s={"host": waited}, d_seconds={"scheduler": waited}), steps)
-        self._count(exposed, steps)
+        self._count(Estimate(waited, bound_s={"host": waited}, d_seconds={"scheduler": waited}), weight)
+        self._count(exposed, weight)
         total = gpu + waited + exposed.seconds
         missing = actual - total
         if parallel.dp > 1:  # all ranks wait for the slowest one
             idle = np.maximum(missing, 0.0)
-            self._count(Estimate(idle, bound_s={"ranks": idle}, d_seconds={"slowest rank": idle}), steps)
+            self._count(Estimate(idle, bound_s={"ranks": idle}, d_seconds={"slowest rank": idle}), weight)
             missing = missing - idle
         self.mismatch = max(self.mismatch, float((np.abs(missing) / actual).max()))
         accelerator = scenario.hardware.accelerator
         headroom = accelerator.dynamic_power or 0.0
-        self.joules += float((steps * np.minimum(joules, headroom * actual)).sum())
-        self.busy += float((steps * actual).sum())
+        self.joules += float((weight * np.minimum(joules, headroom * actual)).sum())
+        self.busy += float((weight * actual).sum())
 
     def _middle(self, columns: Columns) -> StepShape:
-        middle, speculative = (columns["steps"] - 1) / 2, self._scenario.policy.speculative
+        middle = (columns["steps"] - 1) / 2
         return StepShape(
             tokens=columns["tokens"],
             logits=columns["logits"],
@@ -91,7 +91,7 @@ class Explanation:
             prefill_pairs=tuple(columns[f"prefill_pairs{suffix}"] for suffix in self._suffixes),
             prefill_context=tuple(columns[f"prefill_context{suffix}"] for suffix in self._suffixes),
             group_tokens=columns["group_tokens"] if self._scenario.parallel.dp > 1 else None,
-            queries=1 if speculative is None else 1 + speculative.num_speculative_tokens,
+            queries=self._scenario.policy.queries,
         )
 
     def _count(self, part: Estimate, steps: NDArray[np.float64]) -> None:
