@@ -97,8 +97,11 @@ class Cluster:
         """Let everything happen that comes before `until`."""
         self.until = until
         env, forever = self.env, float("inf")
-        while env.peek() < self.until - TIME_EPS and (self.until < forever or self.outstanding):
+        while env.peek() < self.until - TIME_EPS and (self.until < forever or self._unfinished()):
             env.step()
+
+    def _unfinished(self) -> bool:
+        return self.outstanding > 0 or (self.handover is not None and self.handover.owed > 0)
 
     def drain(self) -> None:
         """Run until every request is done."""

@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfsim.cost.kv_transfer import TransferModel, transfer_model
 from perfsim.serving.fleet import FAILED, Replica
+from perfsim.sim.clock import call_at
 from perfsim.sim.link import FairNetwork
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Handover:
         self._dying: list[Request] = []  # first tokens out of the step in which their replica failed
         self.decoders: list[Replica] = []
         self.moved = 0
+        self.owed = 0  # blocks of refused requests that will be freed at this very moment
         self.bytes = self.seconds = self.waited = 0.0
 
     def attach(self, replica: Replica) -> None:
@@ -110,7 +112,9 @@ class Handover:
         move = self._moves.pop(request, None)
         if move is not None:
             self._cluster.unused_seconds += at - move.original.queued
-            self._fetched(move, at)
+            # Not at once: the source is in the middle of handing it over.
+            self.owed += 1
+            call_at(self._cluster.env, at, partial(self._refused, move, at))
 
     def link_stats(self) -> list[dict[str, float | str]]:
         """Bytes, busy seconds and most transfers at once of every link."""
@@ -164,6 +168,10 @@ class Handover:
         move.target.engine.advance(at)
         move.target.engine.notify(move.sequel, at)
         cluster.note(move.target)
+        self._fetched(move, at)
+
+    def _refused(self, move: Move, at: float, _: Any) -> None:
+        self.owed -= 1
         self._fetched(move, at)
 
     def _fetched(self, move: Move, at: float) -> None:
