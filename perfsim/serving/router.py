@@ -124,7 +124,9 @@ class LongestPrefix:
 
     What it believes to be cached is what it sent: of every replica the most recently used keys worth `tree_tokens`
     tokens, oldest and deepest first to go. A key stands for a block and all before it, so a set of keys is a tree. Of
-    several replicas with the longest match the least loaded one is chosen. O(keys of the prompt) per request.
+    several replicas with the longest match the one that has had it longest is chosen: like SGLang's tree, which names
+    one owner of a node (recalled, not read again), and so that copies made while the loads were out of balance do not
+    spread every prefix over all replicas. O(keys of the prompt) per request.
     """
 
     needs_loads = True
@@ -134,6 +136,7 @@ class LongestPrefix:
         self._holders: dict[int, int] = {}  # key: the replicas that hold it, one bit each
         self._recent: dict[int, OrderedDict[int, int]] = {}  # replica: its keys and their tokens, oldest first
         self._tokens: dict[int, int] = {}
+        self._homes: dict[int, Replica] = {}  # key: the first of its holders
         self._replicas: dict[int, Replica] = {}  # by their bits
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
@@ -143,9 +146,9 @@ class LongestPrefix:
         most = max(loads)
         balanced = most - least <= spec.balance_abs or most <= spec.balance_rel * least
         if balanced and request.keys:
-            holders, depth = self._match(request)
+            depth = self._match(request)
             if depth and request.ends[depth - 1] * chosen.block_size >= spec.match_threshold * request.prompt:
-                chosen = self._least_loaded(holders)
+                chosen = self._homes[request.keys[depth - 1]]
         if request.keys:
             self._remember(request, chosen)
         return chosen
@@ -153,34 +156,20 @@ class LongestPrefix:
     def forget(self, replica: Replica) -> None:
         """The replica's cache is gone."""
         bit = 1 << replica.index
-        self._replicas.pop(bit, None)
         for key in self._recent.pop(replica.index, ()):
             self._drop(key, bit)
+        self._replicas.pop(bit, None)
         self._tokens.pop(replica.index, None)
 
-    def _least_loaded(self, holders: int) -> Replica:
-        """The first of those with the fewest requests among the replicas of these bits."""
-        chosen: Replica | None = None
-        while holders:
-            bit = holders & -holders
-            holders ^= bit
-            replica = self._replicas[bit]
-            if chosen is None or replica.load < chosen.load:
-                chosen = replica
-        if chosen is None:
-            raise ValueError("no replica holds the prefix")
-        return chosen
-
-    def _match(self, request: Request) -> tuple[int, int]:
-        """(bits of the replicas with the longest match, its depth in keys); only serving replicas are remembered."""
+    def _match(self, request: Request) -> int:
+        """Keys in the longest match that one replica holds; only replicas that serve are remembered."""
         known, match, depth = self._holders, -1, 0
         for key in request.keys:
-            holders = known.get(key, 0) & match
-            if not holders:
+            match &= known.get(key, 0)
+            if not match:
                 break
-            match = holders
             depth += 1
-        return match, depth
+        return depth
 
     def _remember(self, request: Request, replica: Replica) -> None:
         index, holders = replica.index, self._holders
@@ -197,7 +186,11 @@ class LongestPrefix:
                 continue
             covers = (ends[depth] - (ends[depth - 1] if depth else 0)) * replica.block_size
             recent[key] = covers
-            holders[key] = holders.get(key, 0) | bit
+            if key in holders:
+                holders[key] |= bit
+            else:
+                holders[key] = bit
+                self._homes[key] = replica
             tokens += covers
         while tokens > self._spec.tree_tokens:
             key, covers = recent.popitem(last=False)
@@ -207,7 +200,9 @@ class LongestPrefix:
 
     def _drop(self, key: int, bit: int) -> None:
         left = self._holders[key] & ~bit
-        if left:
-            self._holders[key] = left
-        else:
-            del self._holders[key]
+        if not left:
+            del self._holders[key], self._homes[key]
+            return
+        self._holders[key] = left
+        if bit == 1 << self._homes[key].index:
+            self._homes[key] = self._replicas[left & -left]
