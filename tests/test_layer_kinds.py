@@ -283,12 +283,13 @@ def test_every_model_compiles_to_what_it_is_explained_as(name: str) -> None:
     for cached in ("auto", "fp8"):
         steps = compile_steps(
             model=arch, node=node, tp=4, calibration=H100, max_num_batched_tokens=512, max_num_seqs=16,
-            async_scheduling=False, kv_cache_dtype=cached,
+            async_scheduling=False, policy=ServingPolicy(kv_cache_dtype=cached),
         )  # fmt: skip
         for past, chunks in ((PAST, [(256, 5000), (3, 0)]), (PAST, []), ([], [(512, 70_000)])):
             step = batch_shape(arch, past, chunks)
             explained = step_estimate(
-                step, model=arch, node=node, tp=4, calibration=H100, async_scheduling=False, kv_cache_dtype=cached
+                step, model=arch, node=node, tp=4, calibration=H100, async_scheduling=False,
+                policy=ServingPolicy(kv_cache_dtype=cached),
             )
             whole = (tuple(map(int, sums)) for sums in (step.decode_context, step.prefill_pairs, step.prefill_context))
             context, work, read = whole

@@ -30,7 +30,7 @@ def collective_estimate(collective: Collective, fabric: Fabric, efficiency: Devi
         seconds,
         bytes=collective.count * collective.bytes,
         bound_s={"link" if inside else "network": seconds},
-        d_seconds={"communication": seconds},
+        d_seconds={collective.part or "communication": seconds},
     )
 
 

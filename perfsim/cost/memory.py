@@ -9,6 +9,7 @@ from typing import NamedTuple
 from perfsim.errors import InfeasibleError
 from perfsim.ops.cache import CacheDType, bounded_bytes, entry_bytes, growing_bytes
 from perfsim.ops.params import state_bytes_per_layer, weight_bytes_per_gpu
+from perfsim.ops.speculation import drafter_bytes, with_drafter
 from perfsim.spec.calibration import EngineProfile
 from perfsim.spec.hardware import Accelerator
 from perfsim.spec.model import (
@@ -58,14 +59,17 @@ def memory_plan(
     `kv_cache_memory` replaces the sum, `kv_cache_blocks` the block count.
     Blocks and what a sequence holds beside them follow vLLM's hybrid KV cache manager, see `_cache_layout`. The
     policy's None fields must have been filled in.
-    Neglected: allocator fragmentation, CUDA graphs (vLLM captures them after sizing the cache).
+    A drafter's layers count like the model's own. Neglected: allocator fragmentation, CUDA graphs (vLLM captures them
+    after sizing the cache), K/V of a separate draft model.
     Raises InfeasibleError, binding "HBM capacity", when weights and activations leave no room for the cache.
     """
     tp, pp = parallel.tp, parallel.pp
     tokens, seqs, longest = policy.max_num_batched_tokens, policy.max_num_seqs, policy.max_model_len
     if tokens is None or seqs is None or longest is None:
         raise ValueError("the policy is not resolved: load the scenario, or fill in its limits")
-    weights = weight_bytes_per_gpu(model, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
+    held = with_drafter(model, policy.speculative)
+    weights = weight_bytes_per_gpu(held, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
+    weights += drafter_bytes(model, policy.speculative, tp=tp)
     activations = _activation_bytes(model, tp, engine, tokens, seqs)
     runtime = engine.context_memory + (engine.communication_memory if parallel.gpus > 1 else 0.0)
     share, owned = policy.gpu_memory_utilization, accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
@@ -75,7 +79,7 @@ def memory_plan(
     room = _room(policy.memory_rule, share, weights, activations, runtime, owned=owned)
     copies = 2 if policy.enable_prefix_caching else 1
     block_size, block, states, spans = _cache_layout(
-        model, tp, policy.block_size, policy.kv_cache_dtype, longest=longest, state_copies=copies
+        held, tp, policy.block_size, policy.kv_cache_dtype, longest=longest, state_copies=copies
     )
     fewest = 2 + states + sum(groups for _, groups in spans)  # the null block, and a sequence of one block
     block *= -(-model.num_hidden_layers // pp) / model.num_hidden_layers  # of the fullest stage

@@ -45,7 +45,7 @@ def op_estimate(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency, 
         op.count * (op.read_bytes + op.write_bytes),
         op.count * dynamic_joules(op, accelerator, efficiency, power),
         {"compute": np.where(compute_bound, seconds, 0.0), "memory": np.where(compute_bound, 0.0, seconds)},
-        d_seconds={COMPONENT[op.kind]: seconds},
+        d_seconds={op.part or COMPONENT[op.kind]: seconds},
     )
 
 

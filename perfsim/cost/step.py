@@ -8,20 +8,22 @@ from perfsim.cost.collective import collective_estimate
 from perfsim.cost.estimate import Estimate, overlap
 from perfsim.cost.roofline import op_estimate
 from perfsim.cost.topology import fabric
-from perfsim.ops.cache import CacheDType
 from perfsim.ops.op import Num, Op
+from perfsim.ops.speculation import lower_with_drafts
 from perfsim.ops.step import StepShape
-from perfsim.ops.transformer import lower
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
+from perfsim.spec.policy import ServingPolicy
+
+PLAIN = ServingPolicy()  # of it, how K/V are stored, and what drafts
 
 
 def step_estimate(
     step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration, async_scheduling: bool,
     dp: int = 1, ep: int = 1, pp: int = 1, cluster: Cluster | None = None,
-    kv_cache_dtype: CacheDType = "auto",
+    policy: ServingPolicy = PLAIN,
 ) -> Estimate:  # fmt: skip
     """Duration of one step on one of `tp` GPUs (all run in lock step), with its energy per GPU.
 
@@ -32,7 +34,7 @@ def step_estimate(
     gpu = Estimate(0.0 * step.tokens)
     for part in gpu_parts(
         step, model=model, node=node, tp=tp, calibration=calibration,
-        dp=dp, ep=ep, pp=pp, cluster=cluster, kv_cache_dtype=kv_cache_dtype,
+        dp=dp, ep=ep, pp=pp, cluster=cluster, policy=policy,
     ):  # fmt: skip
         gpu += part
     schedule, exposed = host_parts(step, calibration)
@@ -43,13 +45,14 @@ def step_estimate(
 def gpu_parts(
     step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration,
     dp: int = 1, ep: int = 1, pp: int = 1, cluster: Cluster | None = None,
-    kv_cache_dtype: CacheDType = "auto",
+    policy: ServingPolicy = PLAIN,
 ) -> Iterator[Estimate]:  # fmt: skip
     """Every operator and collective of a step on one GPU, in order; they run one after the other."""
     engine, links = calibration.engine, fabric(node, cluster)
-    for work in lower(
-        model, step, tp=tp, dp=dp, ep=ep, pp=pp, expert_popularity=engine.expert_popularity,
-        sampling_passes=engine.sampling_passes, kv_cache_dtype=kv_cache_dtype,
+    for work in lower_with_drafts(
+        model, step, speculative=policy.speculative, tp=tp, dp=dp, ep=ep, pp=pp,
+        expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes,
+        kv_cache_dtype=policy.kv_cache_dtype,
     ):  # fmt: skip
         if isinstance(work, Op):
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)

@@ -15,6 +15,7 @@ import numpy as np
 
 from perfsim.cost.collective import collective_estimate
 from perfsim.cost.roofline import op_estimate
+from perfsim.cost.step import PLAIN
 from perfsim.cost.terms import (
     DecodeTerm,
     LinearTerm,
@@ -25,14 +26,14 @@ from perfsim.cost.terms import (
     prefill_terms,
 )
 from perfsim.cost.topology import fabric
-from perfsim.ops.cache import CacheDType
 from perfsim.ops.op import Collective, Driver, Num, Op
+from perfsim.ops.speculation import lower_with_drafts
 from perfsim.ops.step import StepShape, attention_spans
-from perfsim.ops.transformer import lower
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
+from perfsim.spec.policy import ServingPolicy
 
 
 class DecodeRun(NamedTuple):
@@ -73,6 +74,8 @@ class CompiledSteps:
     per_token: float
     async_scheduling: bool
     group_s: list[float]
+    sequence_s: list[float]
+    queries: int
 
     def step_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
@@ -87,7 +90,9 @@ class CompiledSteps:
         prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...],
     ) -> float:  # fmt: skip
         """Seconds of one step on the GPU, without what data-parallel ranks do together."""
-        gpu = self.token_s[tokens] + self.logit_s[logits]
+        gpu = self.token_s[tokens] + self.logit_s[logits + tokens - decodes - prefill_tokens]
+        if self.sequence_s:
+            gpu += self.sequence_s[logits]
         if decodes:
             for term in self.decode:
                 attended = context[term.span] if term.span >= 0 else blend(term.mix, context)
@@ -101,7 +106,7 @@ class CompiledSteps:
             for state in self.prefill_state:
                 gpu += state.seconds(prefill_tokens)
         for expansion in self.expansion:
-            gpu += expansion.seconds(blend(expansion.mix, prefill_context) + decodes)
+            gpu += expansion.seconds(blend(expansion.mix, prefill_context) + decodes * self.queries)
         return gpu
 
     def host_seconds(self, tokens: int, logits: int) -> float:
@@ -149,19 +154,20 @@ class CompiledSteps:
 def compile_steps(
     *, model: ModelArch, node: Node, tp: int, dp: int = 1, ep: int = 1, pp: int = 1, calibration: Calibration,
     max_num_batched_tokens: int, max_num_seqs: int, async_scheduling: bool, cluster: Cluster | None = None,
-    kv_cache_dtype: CacheDType = "auto",
+    policy: ServingPolicy = PLAIN,
 ) -> CompiledSteps:  # fmt: skip
     """Tabulate and extract coefficients from the array formulas; `step_estimate` on the same shape gives equal times.
 
     Tables cover 0..max_num_batched_tokens tokens and 0..max_num_seqs sampled sequences, and the tokens of all `dp`
-    ranks together.
+    ranks together. `policy` says how K/V are stored and whether sequences bring drafts; steps are then priced singly.
     """
     engine, links = calibration.engine, fabric(node, cluster)
 
     def lowered(step: StepShape) -> list[Op | Collective]:
-        return lower(
-            model, step, tp=tp, dp=dp, ep=ep, pp=pp, expert_popularity=engine.expert_popularity,
-            sampling_passes=engine.sampling_passes, kv_cache_dtype=kv_cache_dtype,
+        return lower_with_drafts(
+            model, step, speculative=policy.speculative, tp=tp, dp=dp, ep=ep, pp=pp,
+            expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes,
+            kv_cache_dtype=policy.kv_cache_dtype,
         )  # fmt: skip
 
     def work(step: StepShape, driver: Driver) -> list[Num]:
@@ -175,28 +181,39 @@ def compile_steps(
         ]
 
     tokens = np.arange(max_num_batched_tokens + 1, dtype=np.float64)
-    logits = np.arange(max_num_seqs + 1, dtype=np.float64)
+    queries = policy.queries
+    logits = np.arange(min(max_num_seqs * queries, max_num_batched_tokens) + 1, dtype=np.float64)
+    sequences = logits[: max_num_seqs + 1]
     token_s = np.sum(np.stack(work(_shape(model, tokens=tokens), "tokens")), axis=0)
     logit_s = np.sum(np.stack(work(_shape(model, logits=logits), "logits")), axis=0)
     together = np.arange(dp * max_num_batched_tokens + 1 if dp > 1 else 0, dtype=np.float64)
-    group_s = np.sum(np.stack(work(_shape(model, group=together), "group")), axis=0) if dp > 1 else together
-    one, two = ([item for item in lowered(_unit(model, units)) if isinstance(item, Op)] for units in (1.0, 2.0))
+    shared = work(_shape(model, group=together, queries=queries), "group") if dp > 1 else [together]
+    group_s = np.sum(np.stack(shared), axis=0)
+    drafts = work(_shape(model, logits=sequences), "sequences")
+
+    def unit(units: float, queries: int) -> list[Op]:
+        return [item for item in lowered(_unit(model, units, queries)) if isinstance(item, Op)]
+
+    one, two = unit(1.0, queries), unit(2.0, queries)
     device = calibration.device
     return CompiledSteps(
         token_s.tolist(), logit_s.tolist(), decode_terms(one, node, device), prefill_terms(one, node, device),
-        linear_terms(one, two, "expansion", node, device), linear_terms(one, two, "decodes", node, device),
-        linear_terms(one, two, "prefill", node, device), engine.step_host, engine.schedule_host, engine.sequence_host,
-        engine.token_host, async_scheduling, group_s.tolist(),
+        linear_terms(unit(1.0, 1), unit(2.0, 1), "expansion", node, device),
+        linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
+        engine.step_host, engine.schedule_host, engine.sequence_host, engine.token_host, async_scheduling,
+        group_s.tolist(), np.sum(np.stack(drafts), axis=0).tolist() if drafts else [], queries,
     )  # fmt: skip
 
 
-def _shape(model: ModelArch, *, tokens: Num = 0.0, logits: Num = 0.0, group: Num | None = None) -> StepShape:
+def _shape(
+    model: ModelArch, *, tokens: Num = 0.0, logits: Num = 0.0, group: Num | None = None, queries: int = 1
+) -> StepShape:
     """A step without attention."""
     nothing = (0.0,) * len(attention_spans(model))
-    return StepShape(tokens, logits, 0.0, nothing, 0.0, nothing, nothing, group)
+    return StepShape(tokens, logits, 0.0, nothing, 0.0, nothing, nothing, group, queries)
 
 
-def _unit(model: ModelArch, units: float) -> StepShape:
-    """One attended entry, and `units` decodes and new prompt tokens."""
+def _unit(model: ModelArch, units: float, queries: int) -> StepShape:
+    """One attended entry, `units` decodes of `queries` tokens, and `units` new prompt tokens."""
     ones = (1.0,) * len(attention_spans(model))
-    return StepShape(0.0, 0.0, units, ones, units, ones, (0.0,) * len(ones))
+    return StepShape(0.0, 0.0, units, ones, units, ones, (0.0,) * len(ones), None, queries)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from perfsim.metrics.requests_table import ParquetSpool
     from perfsim.serving.cluster import Cluster
     from perfsim.serving.fleet import Replica
+    from perfsim.serving.front import EngineFront
     from perfsim.serving.recorder import Columns, Sink
     from perfsim.serving.replica import GroupPlan
     from perfsim.serving.service import Served
@@ -88,7 +89,7 @@ class Books:
             rejected=rejected,
             backlog=_waiting_at(aggregated.timeline, self._ledger.last_arrival),
             replicas=rows,
-            service={} if cluster is None else service_metrics(cluster),
+            service=({} if cluster is None else service_metrics(cluster)) | speculation_metrics(engines, self._ledger),
             notes=served.notes,
         )
 
@@ -144,6 +145,20 @@ class _Requests:
 
     def add_gaps(self, seconds: Any, weights: Any) -> None:
         self._books.aggregate.add_gaps(seconds, weights)
+
+
+def speculation_metrics(engines: Sequence[EngineFront], ledger: Ledger) -> dict[str, Any]:
+    """How drafts fared, accepted ones beyond the end of a request included, as vLLM counts; empty without drafts."""
+    if not ledger.drafts:
+        return {}
+    accepted = ledger.accepted + sum(engine.cut_off_tokens for engine in engines)
+    return {
+        "speculation": {
+            "mean_acceptance_length": 1.0 + accepted / ledger.verifications,
+            "accepted_fraction": accepted / ledger.drafts,
+            "draft_tokens": ledger.drafts,
+        }
+    }
 
 
 def service_metrics(cluster: Cluster) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def _mla(
     absorbed = 2.0 * heads * (2 * latent + rope), (heads * (latent + rope) * act, heads * latent * act)
     if attn.indexer is None:
         # Prefill expands K and V of all attended tokens; decode folds the same weights into q and the output.
-        expanded = sum(weight * step.prefill_context[index] for index, weight in mix) + step.decode_sequences
+        expanded = sum(weight * step.prefill_context[index] for index, weight in mix)
+        expanded += step.decode_sequences * step.queries
         expansion = gemm(model, "kv_b_proj", count, expanded, expand, latent, weight_dtype=linear, driver="expansion")
         yield replace(expansion, mix=mix)
         prefill = 2 * heads * (query + value), (heads * query * act, heads * value * act)
@@ -164,11 +165,13 @@ def _attention_core(
 ) -> Iterator[Op]:  # fmt: skip
     """One kernel for all decodes and one for all prefill chunks; `*_bytes`: (read, written) per sequence or new token.
 
-    `pair_bytes` are moved for every attended pair, on top of what is read once per entry.
+    `pair_bytes` are moved for every attended pair, on top of what is read once per entry. A sequence that verifies
+    drafts reads its entries once for all its queries; that each query attends one entry more is neglected.
     """
-    decodes = step.decode_sequences
+    decodes, queries = step.decode_sequences, step.queries
+    decode_flops, decode_bytes = decode_flops * queries, (decode_bytes[0] * queries, decode_bytes[1] * queries)
     attended = sum(weight * step.decode_context[index] for index, weight in mix)
-    entry = kv_entry + pair_bytes
+    entry = kv_entry + pair_bytes * queries
     yield Op(
         "decode_attention", "decode_attention", count, attended * decode_flops,
         attended * entry + decodes * decode_bytes[0], decodes * decode_bytes[1], dtype,

@@ -88,7 +88,8 @@ class StepShape:
     `attention_spans(model)`: `decode_context` is the number of tokens attended, summed over the `decode_sequences` (the
     new token included); `prefill_pairs` is the number of (new token, attended token) pairs of all prefill chunks and
     `prefill_context` the number of K/V entries that they read. `group_tokens` counts the new tokens of all
-    data-parallel ranks (None: there is one rank).
+    data-parallel ranks (None: there is one rank). Each decode sequence brings up to `queries` new tokens: more than one
+    where drafts are verified.
     """
 
     tokens: Num
@@ -99,6 +100,14 @@ class StepShape:
     prefill_pairs: tuple[Num, ...]
     prefill_context: tuple[Num, ...]
     group_tokens: Num | None = None
+    queries: int = 1
+
+    @property
+    def rows(self) -> Num:
+        """Positions that are sampled: one per sequence, and one per draft token."""
+        if self.queries == 1:
+            return self.logits
+        return self.logits + (self.tokens - self.decode_sequences - self.prefill_tokens)
 
     @property
     def expert_tokens(self) -> Num:

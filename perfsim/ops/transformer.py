@@ -69,11 +69,11 @@ def _stream_weights(model: ModelArch, count: int, step: StepShape) -> Op:
 
 
 def _head(model: ModelArch, step: StepShape, tp: int, sampling_passes: float) -> Iterator[Op | Collective]:
-    head = gemm(model, "lm_head", 1, step.logits, model.vocab_size / tp, model.hidden_size, weight_dtype=model.dtype)
+    head = gemm(model, "lm_head", 1, step.rows, model.vocab_size / tp, model.hidden_size, weight_dtype=model.dtype)
     yield replace(head, kind="lm_head", driver="logits")
     if tp > 1:
-        payload = step.logits * (model.vocab_size / tp * ACTIVATION_BYTES[model.dtype])
+        payload = step.rows * (model.vocab_size / tp * ACTIVATION_BYTES[model.dtype])
         yield Collective("all_gather", "gather_logits", 1, payload, tp, "logits")
-    # The fp32 logits of every sampled sequence, on every GPU: sampling is not sharded.
-    logits = step.logits * (model.vocab_size * LOGIT_BYTES * sampling_passes)
-    yield Op("sampling", "sampling", 1, step.logits * float(model.vocab_size), logits, 0.0 * logits, "fp32", "logits")
+    # The fp32 logits of every sampled position, on every GPU: sampling is not sharded.
+    logits = step.rows * (model.vocab_size * LOGIT_BYTES * sampling_passes)
+    yield Op("sampling", "sampling", 1, step.rows * float(model.vocab_size), logits, 0.0 * logits, "fp32", "logits")

@@ -36,11 +36,12 @@ def admit(engine: Engine, budget: int, chunks: list[tuple[Request, int]]) -> Non
             if not config.chunked_prefill:
                 return
             chunk = budget
-        new = -(-(cached + chunk) // size) - hits + request.beside
-        must_fit = -(-target // size) - hits + request.beside if config.reserve_full_isl else new
-        if must_fit + idle + (config.watermark_blocks if running else 0) > kv.free:
+        new = -(-(cached + chunk + config.lookahead) // size) - hits + request.beside
+        whole = -(-target // size) - hits + request.beside if config.reserve_full_isl else 0
+        room = kv.free - idle - (config.watermark_blocks if running else 0)
+        if whole > room or new > room:
             # Evicting what it would have hit may make a first chunk fit; a whole prompt waits for freed blocks.
-            engine.blocked = config.reserve_full_isl or not (request.keys or request.run)
+            engine.blocked = whole > room if config.reserve_full_isl else not (request.keys or request.run)
             return
         waiting.take()
         if hits:

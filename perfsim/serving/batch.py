@@ -64,6 +64,37 @@ class DecodeBatch:
                 return request
         return None
 
+    def computed(self, request: Request) -> int:
+        """Computed tokens of a decoding sequence."""
+        return request.base + self.step
+
+    def held(self, request: Request) -> int:
+        """K/V blocks of a decoding sequence before the next step."""
+        return -(-(request.base + self.step) // self.block_size)
+
+    def new_tokens(self) -> int:
+        """Tokens that the next step computes for the decoding sequences."""
+        return self.size
+
+    def new_blocks(self) -> int:
+        """Blocks that the next step takes."""
+        return self.block_phase[self.step % self.block_size]
+
+    def accepted(self) -> int:
+        """Draft tokens that the next step turns into output: there are none."""
+        return 0
+
+    def surplus(self, request: Request) -> int:
+        """Draft tokens accepted beyond the end of a request."""
+        return 0
+
+    def equal_steps(self, free: int, limit: int) -> int:
+        """How many steps, at most `limit`, are alike and last with `free` blocks after the first one's are taken."""
+        limit = min(limit, self.steps_left())
+        if free < self.size * (limit // self.block_size + 1):
+            return self.steps_with_blocks(free, limit)
+        return limit
+
     def steps_left(self) -> int:
         """Steps from `step` on, in which nothing completes before the last one, no window fills and no chunk begins."""
         completions = self.completions

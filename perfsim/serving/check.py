@@ -16,6 +16,10 @@ class Ledger:
 
     def __init__(self) -> None:
         self.tokens = 0.0  # new tokens over all steps
+        self.rejected = 0.0  # drafts among them that came to nothing
+        self.drafts = 0.0
+        self.accepted = 0.0  # drafts that became output
+        self.verifications = 0.0  # decode sequences over all steps
         self.kv_tokens = 0.0  # K/V that finished requests ended with
         self.engine_seconds = 0.0
         self.token_gaps = 0.0
@@ -35,6 +39,13 @@ class Ledger:
     def add_segments(self, columns: Columns) -> None:
         steps = columns["steps"]
         self.tokens += float((steps * columns["tokens"]).sum())
+        accepted = steps * columns["accepted"]
+        drafts = steps * (columns["tokens"] - columns["decode_sequences"] - columns["prefill_tokens"])
+        self.drafts += float(drafts.sum())
+        self.accepted += float(accepted.sum())
+        self.verifications += float((steps * columns["decode_sequences"]).sum())
+        self.rejected += float((drafts - accepted).sum())
+        self.token_gaps -= float(accepted.sum())  # they come with the token before them
         lasting = steps * columns["first_s"] + columns["slope_s"] * (steps * (steps - 1) / 2)
         self.gap_seconds += float((lasting * columns["gap_sequences"]).sum())
         self.token_gaps -= float((steps * columns["gap_sequences"]).sum())
@@ -51,9 +62,9 @@ def check_conservation(
 
     requests  sent = finished + rejected + failed; a retry and a hand-over are one more submission
     tokens    computed in steps = K/V of finished requests - found in the cache + dropped by preemptions and failures
-              + handed over and never used
-    gaps      every output token but the first follows another; their gaps sum to last minus first token time, those of
-              requests that a failure stopped included
+              + handed over and never used + rejected drafts
+    gaps      every output token but the first follows another or comes with it; their gaps sum to last minus first
+              token time, those of requests that a failure stopped included
     blocks    all free again
     Little    the time integral of the number in the engines = the sum of times in them; `unused_seconds` were spent in
               prefill engines by requests whose K/V were lost later, less what others spent between two engines
@@ -70,6 +81,7 @@ def check_conservation(
     if total("submitted") != sent + submitted_again:
         problems.append(f"{sent} requests sent and {submitted_again} once more, {total('submitted'):.0f} submitted")
     expected = ledger.kv_tokens - total("saved_tokens") + total("lost_tokens") + total("moved_tokens")
+    expected += ledger.rejected
     if ledger.tokens != expected or total("scheduled_tokens") != ledger.tokens:
         problems.append(f"{ledger.tokens:.0f} tokens computed, {expected:.0f} accounted for")
     if ledger.token_gaps + total("lost_gaps") != 0:

@@ -10,10 +10,11 @@ Prefill takes its share of the time: t(n) = decode step / (1 - lambda x prefill 
 pool (n_max sequences) requests wait, and the product continues with the rate of n_max. A first token waits for a slot,
 for prefills ahead of it (Pollaczek-Khinchine), for the step in flight (and one more under async scheduling), and for
 its own steps. Neglected: correlation of arrivals, preemption, and the spread of
-everything: only means are reported. In the tested range (load up to 75%, mean prompt up to half the token budget) the
-means of TTFT, TPOT and E2E are within 10% of the simulation. Outside it TPOT comes out low, by a quarter to a third for
-prompts as long as the budget at 60-80% load, because a long prefill stalls decodes that have just begun; a KV pool full
-enough for preemptions and arrivals in bursts make it low too. `in_range` says which it is.
+everything: only means are reported. Speculative decoding enters with its mean emission per step. In the tested range
+(load up to 75%, mean prompt up to half the token budget) the means of TTFT, TPOT and E2E are within 10% of the
+simulation. Outside it TPOT comes out low, by a quarter to a third for prompts as long as the budget at 60-80% load,
+because a long prefill stalls decodes that have just begun; a KV pool full enough for preemptions and arrivals in bursts
+make it low too. `in_range` says which it is.
 """
 
 from __future__ import annotations
@@ -119,19 +120,23 @@ def _peak(demand: Demand, most: float) -> tuple[str, ...]:
 
 def _price(plan: ReplicaPlan, demand: Demand) -> _Replica:
     config, steps, windows = plan.config, plan.steps, plan.windows
-    decode_steps = demand.output - 1
+    decode_steps = (demand.output - 1) / plan.config.mean_emission
+    queries = 1 + len(config.acceptance)
     total = decode_steps.sum()
     lived = demand.prompt + demand.output / 2  # mean context while decoding
     mean_context = float((lived * decode_steps).sum() / total) if total else float(demand.prompt.mean())
     filled = np.ceil((demand.prompt + demand.output - 1) / config.block_size)
-    held = float(np.ceil((lived + 1) / config.block_size).mean()) + config.window_blocks
+    held = float(np.ceil((lived + queries + config.lookahead) / config.block_size).mean()) + config.window_blocks
     held += sum(groups * float(np.minimum(filled, most).mean()) for most, groups in config.span_blocks)
-    slots = max(1, min(config.max_num_seqs, int(config.total_blocks / held)))
+    slots = max(1, min(config.max_num_seqs, int(config.total_blocks / held), config.max_num_batched_tokens // queries))
     decode_s = np.zeros(slots + 1)
-    reach = [span.mean_attended(mean_context) for span in windows]
+    reach, zeros = [span.mean_attended(mean_context) for span in windows], (0,) * len(windows)
     for n in range(1, slots + 1):
         context = tuple(int(n * tokens) for tokens in reach)
-        decode_s[n] = steps.decode_run(n, context, (n,) * len(windows), 1).first_s
+        if queries > 1:
+            decode_s[n] = steps.step_seconds(n * queries, n, n, context, 0, zeros, zeros)
+        else:
+            decode_s[n] = steps.decode_run(n, context, (n,) * len(windows), 1).first_s
     order = np.argsort(demand.prompt - demand.cached, kind="stable")
     picks = order[((np.arange(STRATA) + 0.5) / STRATA * len(order)).astype(int)]
     strata = [(int(demand.prompt[i]), int(demand.cached[i])) for i in picks]
@@ -144,16 +149,20 @@ def _prefill(
     """(seconds that the chunks of a prompt, its part of `group`, add to the decode steps they ride on; chunks)."""
     windows, zeros = plan.windows, (0,) * len(plan.windows)
     attended = tuple(int(decodes * tokens) for tokens in context)
-    budget = plan.config.max_num_batched_tokens - decodes
+    drafted = decodes * (1 + len(plan.config.acceptance))
+    budget = plan.config.max_num_batched_tokens - drafted
+    if budget <= 0:  # no prefill while so many decode: whatever comes waits for one of them to end
+        drafted, budget = 0, plan.config.max_num_batched_tokens
+        decodes, attended = 0, (0,) * len(windows)
     group = max(1, min(group, budget // max(1, prompt - cached), plan.config.max_num_seqs - decodes))
-    alone = plan.steps.step_seconds(decodes, decodes, decodes, attended, 0, zeros, zeros)
+    alone = plan.steps.step_seconds(drafted, decodes, decodes, attended, 0, zeros, zeros)
     seconds, past, chunks = 0.0, cached, 0
     while past < prompt:
         chunk = min(budget, prompt - past)
         pairs = tuple(group * attended_pairs(chunk, past, span) for span in windows)
         read = tuple(group * context_read(chunk, past, span) for span in windows)
         new, sampled = group * chunk, min(decodes + group, plan.config.max_num_seqs)
-        whole = plan.steps.step_seconds(decodes + new, sampled, decodes, attended, new, pairs, read)
+        whole = plan.steps.step_seconds(drafted + new, sampled, decodes, attended, new, pairs, read)
         seconds += (whole - alone) / group
         past += chunk
         chunks += 1
@@ -183,7 +192,8 @@ def _solve(scenario: Scenario, demand: Demand, replica: _Replica, rate: float, m
         group = max(1, round(rate * step_s))
     prefill_s, chunks = replica.prefill(round(decoding), group)
     share = min(rate * float(prefill_s.mean()), 0.999)
-    tpot = decoding / (rate * replica.decode_steps) if replica.decode_steps else None
+    per_step = decoding / (rate * replica.decode_steps) if replica.decode_steps else 0.0
+    tpot = per_step / replica.plan.config.mean_emission if replica.decode_steps else None
     ahead = rate * float((prefill_s**2).mean()) / (2.0 * (1.0 - share))
     residual = busy * step_s / 2.0
     room = max(0.0, 1.0 - float((demand.prompt - demand.cached).mean()) / replica.plan.config.max_num_batched_tokens)
@@ -192,7 +202,7 @@ def _solve(scenario: Scenario, demand: Demand, replica: _Replica, rate: float, m
     own = float(prefill_s.mean()) + step_s * chunks + beside
     engine_ttft = waiting / rate + ahead + in_flight + own
     ttft = profile.ingress + engine_ttft + profile.egress
-    e2e = ttft + replica.decode_steps * (tpot or 0.0)
+    e2e = ttft + replica.decode_steps * per_step
     return SteadyState(rate, rate / most, most, ttft, engine_ttft, tpot, e2e, decoding, *means)
 
 

@@ -19,6 +19,7 @@ from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_in_order, schedule_together
+from perfsim.serving.speculative_batch import SpeculativeBatch
 from perfsim.serving.work import Work
 
 _NO_LIMIT = 1 << 62
@@ -40,9 +41,17 @@ class Engine(EngineFront):
         self.rejoining: list[Request] = []  # those of them that are not in the batch now
         self.late: list[Request] = []  # decodes that got none from the step before
         self.ended: list[Request] = []  # finished, blocks and slot not yet given back
-        self.batch = DecodeBatch(block_size=config.block_size, windows=windows)
+        self.batch = self._new_batch()
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
         self.admissions = 0
+
+    def _new_batch(self) -> DecodeBatch | SpeculativeBatch:
+        config = self.config
+        if self.acceptance is None:
+            return DecodeBatch(block_size=config.block_size, windows=self.windows)
+        return SpeculativeBatch(
+            block_size=config.block_size, windows=self.windows, acceptance=self.acceptance, lookahead=config.lookahead
+        )
 
     def fail(self, at: float) -> list[Request]:
         """Lose everything at the end of the step in flight at `at`; the requests that were here, as if unseen.
@@ -66,13 +75,13 @@ class Engine(EngineFront):
             running.append((request, self.now if request.emitted and not late else request.last_token))
         lost = self.abandon(running)
         self.running, self.prefilling, self.stalled, self.late, self.ended = {}, [], [], [], []
-        self.batch = DecodeBatch(block_size=self.config.block_size, windows=self.windows)
+        self.batch = self._new_batch()
         self.blocked = False
         return lost
 
     def price(self, work: Work) -> None:
         """Set the times of `work`, and end it where its steps no longer last affinely longer."""
-        if work.prefill:
+        if work.tokens > work.decodes:  # prefill chunks, or drafts
             work.first = self.steps.step_seconds(
                 work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
             )
@@ -92,6 +101,7 @@ class Engine(EngineFront):
                 self.recorder.gap(now - request.last_token)
             self.late, self.stalled = self.stalled, []
         while (completed := batch.pop_completed()) is not None:
+            self.cut_off_tokens += batch.surplus(completed)
             batch.leave(completed)
             self._finish(completed)
         if not self.emitting:
@@ -102,6 +112,8 @@ class Engine(EngineFront):
             else:
                 self.recorder.gap(now - request.last_token)
             request.emitted += 1
+            if self.acceptance is not None:
+                request.blocks = -(-(request.computed + self.config.lookahead) // self.config.block_size)
             if request.emitted == request.output:
                 self._finish(request)
             elif self.config.prefill_only:
@@ -164,7 +176,7 @@ class Engine(EngineFront):
             running = self.running
             for request in self.ended:
                 if request not in self.abroad:
-                    self.give_back(request, request.prompt + request.output - 1)
+                    self.let_go(request)
                 del running[request]
             self.ended.clear()
             self.blocked = False
@@ -173,15 +185,15 @@ class Engine(EngineFront):
         """Form a batch as vLLM does: running requests first, then admissions while blocks, slots and budget last."""
         batch, kv = self.batch, self.kv
         if batch.size and not self.prefilling and (self.blocked or not self.waiting):
-            need = batch.block_phase[batch.step % batch.block_size]
-            if need <= kv.free:
+            need = batch.new_blocks()
+            if need <= kv.free and batch.new_tokens() <= self.config.max_num_batched_tokens:
                 return self._decode_work(need, limit=1 if self.late else _NO_LIMIT)
         chunks = schedule_together(self)
         stalled: list[Request] = []
         preempted = False
         if chunks is None:
             chunks, stalled, preempted = schedule_in_order(self)
-        budget = self.config.max_num_batched_tokens - self.batch.size - sum(tokens for _, tokens in chunks)
+        budget = self.config.max_num_batched_tokens - self.batch.new_tokens() - sum(tokens for _, tokens in chunks)
         if self.waiting and not preempted and budget > 0 and (chunks or not self.blocked):
             admit(self, budget, chunks)
         self.stalled, self.rejoining = stalled, list(stalled)
@@ -199,6 +211,7 @@ class Engine(EngineFront):
         """One step with prefill work; decodes take part in it."""
         decodes = self.batch.size
         context, growth = self.batch.attended()
+        tokens = self.batch.new_tokens()
         new = 0
         emitting = self.emitting
         for request, chunk in chunks:
@@ -215,7 +228,7 @@ class Engine(EngineFront):
         self.blocked = False
         waiting = len(self.waiting) + len(self.incoming)
         return Work(
-            self.now, 1, decodes + new, decodes + len(chunks), decodes, new, context, growth, pairs, read, waiting
+            self.now, 1, tokens + new, decodes + len(chunks), decodes, new, context, growth, pairs, read, waiting
         )  # fmt: skip
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -236,23 +249,22 @@ class Engine(EngineFront):
         if self.ended:
             self._give_back()
         if limit > 1:
-            limit = min(limit, batch.steps_left())
-            if kv.free < batch.size * (limit // batch.block_size + 1):
-                limit = batch.steps_with_blocks(kv.free, limit)
+            limit = batch.equal_steps(kv.free, limit)
         context, growth = batch.attended()
-        waiting, size = len(self.waiting) + len(self.incoming), batch.size
-        return Work(self.now, limit, size, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
+        waiting, size, tokens = len(self.waiting) + len(self.incoming), batch.size, batch.new_tokens()
+        return Work(self.now, limit, tokens, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
 
     def _close(self, work: Work) -> None:
         """The steps in flight have been executed: write the segment down and move the sums to its end."""
         batch = self.batch
-        decodes, count = batch.size, work.count
+        decodes, count, accepted = batch.size, work.count, batch.accepted()
         if count > 1:
             self.kv.take(batch.blocks_in_run(count))
         self.recorder.segment((
             work.start, count, work.first, work.slope, work.tokens, work.logits, decodes, decodes - len(self.late),
-            decodes + len(self.emitting), work.prefill, len(self.running), work.waiting, self.kv.total - self.kv.free,
-            work.group_tokens, *work.context, *work.growth, *work.pairs, *work.read,
+            decodes + accepted + len(self.emitting), work.prefill, len(self.running), work.waiting,
+            self.kv.total - self.kv.free, work.group_tokens, accepted, *work.context,
+            *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += count * work.tokens
         self.done = work

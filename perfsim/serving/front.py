@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span
+from perfsim.serving.acceptance import Acceptance, mean_emission
 from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
@@ -25,6 +26,8 @@ class EngineConfig:
 
     Beside the blocks of its growing cache a sequence holds `window_blocks`, whatever its length, and per (most, groups)
     of `span_blocks` as many as its tokens fill in each of `groups`, at most `most`: windows and chunks.
+    With `acceptance`, the chance of each draft token to be accepted after those before it, every decode verifies so
+    many drafts per step; `lookahead` positions more have blocks, for what the drafter writes. `seed` is for the draws.
     A `prefill_only` engine hands a request over after its first token and holds its blocks until they are fetched.
     """
 
@@ -43,6 +46,14 @@ class EngineConfig:
     reserve_full_isl: bool = True
     watermark_blocks: int = 0
     prefill_only: bool = False
+    acceptance: tuple[float, ...] = ()
+    lookahead: int = 0
+    seed: int = 0
+
+    @property
+    def mean_emission(self) -> float:
+        """Mean tokens that a decode puts out per step."""
+        return mean_emission(self.acceptance)
 
     def beside(self, tokens: int) -> int:
         """Blocks that a sequence which ends with `tokens` tokens holds beside those of its growing cache.
@@ -71,6 +82,7 @@ class EngineFront(ABC):
         self.steps = steps
         self.recorder = recorder
         self.windows = windows
+        self.acceptance = Acceptance(config.acceptance, seed=config.seed) if config.acceptance else None
         self.on_finish = on_finish
         self.on_handover: Hook | None = None
         self.on_reserve: Hook | None = None
@@ -90,6 +102,7 @@ class EngineFront(ABC):
         self.submitted = self.preemptions = 0
         self.scheduled_tokens = 0
         self.saved_tokens = 0  # found in the prefix cache
+        self.cut_off_tokens = 0  # accepted drafts beyond the end of a request
         self.lost_tokens = 0  # dropped by preemptions and failures
         self.moved_tokens = 0  # K/V that left to another engine, minus those that came from one
         self.lost_gaps = 0  # token gaps of requests that a failure stopped, and their seconds
@@ -107,11 +120,12 @@ class EngineFront(ABC):
         self.submitted += 1
         config = self.config
         length = request.prompt + (1 if config.prefill_only else request.output)
+        slots = length - 1 + len(config.acceptance) + config.lookahead
         request.beside = config.beside(length - 1)
         reason = ""
         if length > config.max_model_len:
             reason = "longer than max_model_len"
-        elif -(-(length - 1) // config.block_size) + request.beside > config.total_blocks:
+        elif -(-slots // config.block_size) + request.beside > config.total_blocks:
             reason = "longer than the KV pool"
         elif not config.chunked_prefill and length > config.max_num_batched_tokens:
             reason = "longer than max_num_batched_tokens without chunked prefill"
@@ -223,7 +237,7 @@ class EngineFront(ABC):
                 request.remote = False  # from now on it is like any other; a preemption computes its prompt again
                 self.ready.append(request)
             else:
-                self.give_back(request, request.computed)
+                self.let_go(request)
                 seen = True
         return seen
 
@@ -243,6 +257,7 @@ class EngineFront(ABC):
         self.saved_tokens += hits * size
         self.moved_tokens -= request.prompt - hits * size
         request.computed = request.prompt
+        request.blocks = -(-request.prompt // size)
         request.fetched = request.prompt - hits * size
         self.abroad[request] = None
         if self.on_reserve is not None:
@@ -255,6 +270,18 @@ class EngineFront(ABC):
         if request.beside:
             self.kv.put_back_blank(request.beside)
 
+    def let_go(self, request: Request) -> None:
+        """Free the blocks of a request that will compute nothing more here.
+
+        Slots of rejected drafts and of the lookahead hold nothing. Neglected: under synchronous scheduling vLLM has not
+        hashed what the last verification accepted.
+        """
+        if self.acceptance is None:
+            self.give_back(request, request.computed)
+        else:
+            slots = request.blocks * self.config.block_size
+            self.give_back(request, slots, unhashed=slots - request.computed)
+
     def finish(self, request: Request) -> None:
         """A request's last token is out."""
         request.finish = self.now
@@ -266,7 +293,7 @@ class EngineFront(ABC):
     def _drop(self, request: Request) -> None:
         del self.withdrawn[request]
         if self.abroad.pop(request, 0) is None:
-            self.give_back(request, request.computed)
+            self.let_go(request)
         else:
             self.waiting.drop(request)
         self._forget(request, request.last_token)

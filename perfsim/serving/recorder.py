@@ -23,7 +23,7 @@ REQUEST_COLUMNS = (
 SEGMENT_COLUMNS = (
     "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences",
     "emitted", "prefill_tokens", "running", "waiting", "kv_blocks",
-    "group_tokens",
+    "group_tokens", "accepted",
 )  # fmt: skip
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
 
@@ -45,7 +45,8 @@ class Sink(Protocol):
 class Recorder:
     """Buffers rows as flat doubles and flushes them column-wise.
 
-    `logits` sequences are sampled per step, `emitted` of them put a token out (a partial prefill's sample is dropped).
+    `logits` sequences are sampled per step and `emitted` tokens put out (a partial prefill's sample is dropped),
+    `accepted` draft tokens among them.
     A segment is a run of `steps` equal-batch steps, step i lasting first_s + i * slope_s. `gap_sequences` of its decode
     sequences see exactly that step as the gap between two tokens; exceptional gaps (after a preemption or a stall) are
     recorded on their own. `segments` and `steps` count what has been flushed.

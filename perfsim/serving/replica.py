@@ -40,6 +40,8 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
     tokens, seqs, length = policy.max_num_batched_tokens, policy.max_num_seqs, policy.max_model_len
     if tokens is None or seqs is None or length is None:
         raise ValueError("the scenario is not resolved: load it, or fill in its policy")
+    _check_speculation(scenario)
+    speculative = policy.speculative
     memory = memory_plan(
         model=scenario.model, accelerator=scenario.hardware.accelerator, parallel=scenario.parallel,
         engine=scenario.calibration.engine, policy=policy,
@@ -47,8 +49,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
     steps = compile_steps(
         model=scenario.model, node=scenario.hardware, tp=parallel.tp, dp=parallel.dp, ep=parallel.ep, pp=parallel.pp,
         calibration=scenario.calibration, max_num_batched_tokens=tokens, max_num_seqs=seqs,
-        async_scheduling=scenario.asynchronous, cluster=scenario.cluster, kv_cache_dtype=policy.kv_cache_dtype,
-        speculative=policy.speculative,
+        async_scheduling=scenario.asynchronous, cluster=scenario.cluster, policy=policy,
     )  # fmt: skip
     config = EngineConfig(
         max_num_batched_tokens=tokens,
@@ -65,8 +66,30 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         async_scheduling=scenario.asynchronous,
         reserve_full_isl=policy.scheduler_reserve_full_isl,
         watermark_blocks=int(policy.watermark * memory.kv_blocks),
+        acceptance=() if speculative is None else speculative.chances(),
+        lookahead=0 if speculative is None else speculative.lookahead,
+        seed=scenario.seed,
     )
     return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
+
+
+def _check_speculation(scenario: Scenario) -> None:
+    """Raises InputError for what is not modelled together with drafts."""
+    policy = scenario.policy
+    if policy.speculative is None:
+        return
+    if scenario.parallel.pp > 1:
+        raise InputError(f"policy.speculative: not modelled with pipeline stages, got pp = {scenario.parallel.pp}")
+    if 0 < policy.long_prefill_token_threshold < policy.queries:
+        raise InputError(
+            f"policy.long_prefill_token_threshold: expected 0 or at least {policy.queries} (a token and its drafts),"
+            f" got {policy.long_prefill_token_threshold}"
+        )
+    if policy.max_num_batched_tokens is not None and policy.max_num_batched_tokens < policy.queries:
+        raise InputError(
+            f"policy.max_num_batched_tokens: expected at least {policy.queries} (a token and its drafts), got"
+            f" {policy.max_num_batched_tokens}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

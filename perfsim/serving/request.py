@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from perfsim.serving.kv_cache import Run
+    from perfsim.serving.speculative_batch import Path
 
 
 class Request:
@@ -18,10 +19,10 @@ class Request:
     """
 
     __slots__ = (
-        "adapter", "arrival", "base", "beside", "cached", "computed", "decoding", "emitted", "ends", "fetched",
-        "finish", "finish_step", "first_token", "held", "index", "keys", "last_token", "node_blocks", "node_index",
-        "order", "output", "position", "preemptions", "priority", "prompt", "queued", "received", "remote", "run",
-        "run_start", "scheduled", "session", "stint",
+        "adapter", "arrival", "base", "beside", "blocks", "cached", "computed", "decoding", "emitted", "ends",
+        "fetched", "finish", "finish_step", "first_token", "held", "index", "keys", "last_token", "node_blocks",
+        "node_index", "order", "output", "path", "position", "preemptions", "priority", "prompt", "queued", "received",
+        "remote", "rounds", "run", "run_start", "scheduled", "session", "stint",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +59,9 @@ class Request:
         self.decoding = False
         self.base = 0
         self.finish_step = -1
+        self.rounds = 0  # verifications of drafts so far
+        self.blocks = 0  # of its growing cache, drafts included; kept under speculative decoding, while not decoding
+        self.path: Path | None = None  # what its verifications will bring, while decoding
         # KV bookkeeping, owned by KVCache
         self.beside = 0  # blocks for windows, chunks and states
         self.held: list[Run] = []

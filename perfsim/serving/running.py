@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from perfsim.serving.request import Request
+from perfsim.serving.speculative_batch import SpeculativeBatch
 
 if TYPE_CHECKING:
     from perfsim.serving.engine import Engine
@@ -20,13 +21,15 @@ def schedule_together(engine: Engine) -> Chunks | None:
     share; not if the prefills come last anyway.
     """
     kv, batch = engine.kv, engine.batch
-    size = batch.block_size
-    need = total = batch.block_phase[batch.step % size]
+    size, lookahead = batch.block_size, engine.config.lookahead
+    need = total = batch.new_blocks()
+    if batch.new_tokens() > engine.config.max_num_batched_tokens:
+        return None
     chunks: Chunks = []
     needs: list[int] = []
     if engine.prefilling:
         config = engine.config
-        budget = config.max_num_batched_tokens - batch.size
+        budget = config.max_num_batched_tokens - batch.new_tokens()
         last = engine.prefilling == list(islice(reversed(engine.running), len(engine.prefilling)))[::-1]
         for request in engine.prefilling:
             tokens = request.prompt + request.emitted - request.computed
@@ -37,7 +40,8 @@ def schedule_together(engine: Engine) -> Chunks | None:
                     return None
                 tokens = budget
             budget -= tokens
-            needs.append(-(-(request.computed + tokens) // size) - -(-request.computed // size))
+            slots = request.computed + lookahead
+            needs.append(-(-(slots + tokens) // size) - -(-slots // size))
             total += needs[-1]
             chunks.append((request, tokens))
         if total > kv.blank and not last:
@@ -71,12 +75,13 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
         if request.finish >= 0.0:
             index += 1
             continue
-        computed = request.base + engine.batch.step if request.decoding else request.computed
-        tokens = 1 if request.decoding else request.target - computed
+        computed = engine.batch.computed(request) if request.decoding else request.computed
+        tokens = 1 + len(config.acceptance) if request.decoding else request.target - computed
         if threshold:
             tokens = min(tokens, threshold)
         tokens = min(tokens, budget)
-        need = -(-(computed + tokens) // size) - -(-computed // size)
+        held = engine.batch.held(request) if request.decoding else -(-(computed + config.lookahead) // size)
+        need = max(0, -(-(computed + tokens + config.lookahead) // size) - held)
         while kv.free < need:
             victim = max(order, key=_urgency) if config.priority else order[-1]
             position = order.index(victim)
@@ -92,6 +97,8 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
         if preempted and request not in engine.running:
             break
         kv.take(need)
+        if isinstance(engine.batch, SpeculativeBatch) and request.decoding and tokens <= engine.batch.drafts:
+            engine.batch.shorten(request, tokens - 1)
         granted[request] = tokens
         budget -= tokens
         if request.keys and not request.decoding:
@@ -112,6 +119,8 @@ def _slots(engine: Engine, request: Request, granted: int) -> tuple[int, int]:
     the time of the last hashing, when it decodes in the step in flight.
     """
     step = engine.batch.step
+    if isinstance(engine.batch, SpeculativeBatch):
+        return _slots_with_drafts(engine, engine.batch, request, granted)
     if request.finish >= 0.0:
         return request.computed, int(request.finish_step == step - 1)  # else it ends with a prefill
     if not request.decoding:
@@ -119,6 +128,20 @@ def _slots(engine: Engine, request: Request, granted: int) -> tuple[int, int]:
     slots = request.base + step + granted
     lagging = engine.in_flight and engine.config.async_scheduling and request not in engine.late
     return slots, int(lagging and slots > request.computed)
+
+
+def _slots_with_drafts(engine: Engine, batch: SpeculativeBatch, request: Request, granted: int) -> tuple[int, int]:
+    """As `_slots`; what a verification in flight accepts is taken to be hashed, drafts in this step are not."""
+    config, size = engine.config, engine.config.block_size
+    if request.finish >= 0.0:
+        blocks, hashed = request.blocks, request.computed
+    elif request.decoding:
+        hashed = batch.computed(request)
+        blocks = max(batch.held(request), -(-(hashed + granted + config.lookahead) // size) if granted else 0)
+    else:
+        hashed = request.computed + granted
+        blocks = -(-(hashed + config.lookahead) // size)
+    return blocks * size, blocks * size - hashed
 
 
 def _urgency(request: Request) -> tuple[int, float, int]:

@@ -31,6 +31,7 @@ class StepwiseEngine(EngineFront):
         self.batch: list[tuple[Request, int]] = []  # the step in flight: requests and their new tokens
         self.unknown: dict[Request, bool] = {}  # whose token the scheduler does not know yet; True: from a decode
         self.ended: list[Request] = []
+        self.draws: dict[Request, list[int]] = {}  # accepted drafts per verification
 
     def fail(self, at: float) -> list[Request]:
         """As `Engine.fail`."""
@@ -44,26 +45,40 @@ class StepwiseEngine(EngineFront):
 
     def complete(self) -> None:
         """As `Engine.complete`."""
+        kept = [(request, self._kept(request, tokens)) for request, tokens in self.batch]
         if self.work is not None:
-            self._close(self.work)
+            self._close(self.work, accepted=sum(tokens - 1 for request, tokens in kept if request.decoding))
         self.unknown = {}
-        for request, tokens in self.batch:
+        for request, tokens in kept:
             request.computed += tokens
-        for request, _ in self.batch:
-            if request.computed == request.target:
+        for request, tokens in kept:
+            if request.decoding or request.computed == request.target:
                 self.unknown[request] = request.decoding
+                self._emit(request, tokens if request.decoding else 1)
                 request.decoding = True
-                self._emit(request)
         self.batch = []
 
-    def _emit(self, request: Request) -> None:
+    def _kept(self, request: Request, tokens: int) -> int:
+        """How many of the `tokens` computed for a request stay: not rejected drafts, nor what is beyond its end."""
+        if self.acceptance is None or not request.decoding:
+            return tokens
+        if request not in self.draws:
+            self.draws[request] = self.acceptance.accepted(request.index, request.output).tolist()
+        emitted = 1 + min(self.draws[request][request.rounds], tokens - 1)
+        kept = min(emitted, request.output - request.emitted)
+        request.rounds += 1
+        self.cut_off_tokens += emitted - kept
+        return kept
+
+    def _emit(self, request: Request, tokens: int) -> None:
         if request.emitted == 0:
             request.first_token = self.now
         else:
             self.recorder.gap(self.now - request.last_token)
         request.last_token = self.now
-        request.emitted += 1
+        request.emitted += tokens
         if request.emitted == request.output:
+            self.draws.pop(request, None)
             self.ended.append(request)
             self.finish(request)
         elif self.config.prefill_only:
@@ -113,7 +128,7 @@ class StepwiseEngine(EngineFront):
         for request in self.ended:
             self.running.remove(request)
             if request not in self.abroad:
-                self.give_back(request, request.computed)
+                self.let_go(request)
         self.ended = []
 
     def _form_batch(self) -> list[tuple[Request, int]]:
@@ -131,8 +146,9 @@ class StepwiseEngine(EngineFront):
             if request.finish >= 0.0:  # its last token is in flight
                 at += 1
                 continue
-            tokens = min(request.target - request.computed, threshold, budget)
-            need = self._blocks(request.computed + tokens) - self._blocks(request.computed)
+            drafts = len(config.acceptance) if request.decoding else 0
+            tokens = min(request.target - request.computed + drafts, threshold, budget)
+            need = max(0, self._blocks(request.computed + tokens + config.lookahead) - request.blocks)
             while kv.free < need and request not in preempted:
                 victim = order[-1]
                 if config.priority:
@@ -147,6 +163,7 @@ class StepwiseEngine(EngineFront):
             if request in preempted:
                 break
             kv.take(need)
+            request.blocks += need
             if request.keys and not request.decoding:
                 kv.commit(request, (request.computed + tokens) // config.block_size)
             batch.append((request, tokens))
@@ -168,15 +185,19 @@ class StepwiseEngine(EngineFront):
         """Take the blocks of a running request, `taken` tokens of this step included, even if it has just ended."""
         ended = request.finish >= 0.0
         # A token in flight from a prefill has a slot only if it has been taken in this step.
-        unhashed = request in self.unknown and (taken > 0 or self.unknown[request])
-        self.give_back(request, request.computed + taken, unhashed=int(unhashed), resumes=not ended)
+        slots = request.computed + taken
+        unhashed = int(request in self.unknown and (taken > 0 or self.unknown[request]))
+        if self.acceptance is not None:  # drafts, of this step or rejected, leave nothing
+            slots, known = request.blocks * self.config.block_size, request.computed if request.decoding else slots
+            unhashed = slots - known
+        self.give_back(request, slots, unhashed=unhashed, resumes=not ended)
         self.preemptions += 1
         self.running.remove(request)
         if ended:
             self.ended.remove(request)
             return
         self.lost_tokens += request.computed
-        request.computed = 0
+        request.computed = request.blocks = 0
         request.decoding = False
         request.preemptions += 1
         self.waiting.push_preempted(request)
@@ -190,15 +211,17 @@ class StepwiseEngine(EngineFront):
         pairs, read = prefill_sums(self.windows, [(chunk, request.computed) for request, chunk in prefills])
         self.batch = batch
         return Work(
-            self.now, 1, len(decodes) + new, len(batch), len(decodes), new, context, growth, pairs, read,
-            len(self.waiting) + len(self.incoming),
+            self.now, 1, sum(tokens for _, tokens in batch), len(batch), len(decodes), new, context, growth, pairs,
+            read, len(self.waiting) + len(self.incoming),
         )  # fmt: skip
 
-    def _close(self, work: Work) -> None:
-        emitting = sum(request.computed + tokens == request.target for request, tokens in self.batch)
+    def _close(self, work: Work, *, accepted: int) -> None:
+        emitting = accepted + sum(
+            request.decoding or request.computed + tokens == request.target for request, tokens in self.batch
+        )
         self.recorder.segment((
             work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, emitting, work.prefill,
-            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, *work.context,
+            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, accepted, *work.context,
             *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += work.tokens
@@ -219,16 +242,17 @@ def admit_head(engine: StepwiseEngine | PipelineEngine, most: int, budget: int) 
     if not config.chunked_prefill and min(chunk, most if most < budget else chunk) > budget:
         return 0
     chunk = min(chunk, most)
-    new = -(-(cached + chunk) // size) - hits + request.beside
+    blocks = -(-(cached + chunk + config.lookahead) // size)
+    new = blocks - hits + request.beside
     full = -(-(request.target) // size) - hits + request.beside
     watermark = config.watermark_blocks if engine.running else 0
-    if (full if config.reserve_full_isl else new) + idle + watermark > kv.free:
+    if max(new, full if config.reserve_full_isl else 0) + idle + watermark > kv.free:
         return 0
     engine.waiting.take()
     kv.acquire(request, hits)
     kv.take(new)
     engine.saved_tokens += cached
-    request.computed = cached
+    request.computed, request.blocks = cached, blocks
     if request.scheduled < 0.0:
         request.scheduled, request.cached = max(engine.now, request.queued), cached
     engine.running.append(request)

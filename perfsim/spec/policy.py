@@ -69,6 +69,14 @@ class SpeculativeDecoding(Spec):
             raise ValueError("draft_parameters goes with method draft_model, and only with it")
         return self
 
+    @property
+    def lookahead(self) -> int:
+        """Token positions beyond those of a step whose K/V blocks are reserved for the drafter.
+
+        vllm/config/vllm.py, `num_lookahead_tokens`: as many as drafts, none for a lookup on the host.
+        """
+        return 0 if self.method == "ngram" else self.num_speculative_tokens
+
     def chances(self) -> tuple[float, ...]:
         """The chance of acceptance at each position."""
         return self.acceptance if len(self.acceptance) > 1 else self.acceptance * self.num_speculative_tokens
@@ -128,6 +136,11 @@ class ServingPolicy(Spec):
     speculative: SpeculativeDecoding | None = None
     lora: LoraServing | None = None
     kv_offload: KvOffload | None = None
+
+    @property
+    def queries(self) -> int:
+        """Tokens that a decoding sequence brings to a step: its last one and the drafts to verify."""
+        return 1 if self.speculative is None else 1 + self.speculative.num_speculative_tokens
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
