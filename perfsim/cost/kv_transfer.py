@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from perfsim.cost.topology import network_tiers
 from perfsim.errors import InputError
 from perfsim.ops.cache import bounded_bytes, growing_bytes
 from perfsim.ops.params import state_bytes_per_sequence
@@ -40,7 +41,8 @@ def transfer_model(scenario: Scenario, spec: KvTransfer, *, gpus_in_use: int) ->
 
     Every GPU fetches what it will hold, so copies (an MLA latent, a K/V head on several GPUs) are sent once each. A
     rate that `spec` does not give is that of the scale-up links when all `gpus_in_use` GPUs of the deployment fit one
-    node (a rack whose switches join them is one), else the node's network cards, shared evenly by its GPUs. Neglected:
+    node (a rack whose switches join them is one), else the top tier of the cluster's network, else the node's network
+    cards, shared evenly by its GPUs. Neglected:
     headers, and that fewer and larger messages are faster. Raises InputError when the hardware names no network.
     """
     model, node, tp = scenario.model, scenario.hardware, scenario.parallel.tp
@@ -48,6 +50,8 @@ def transfer_model(scenario: Scenario, spec: KvTransfer, *, gpus_in_use: int) ->
     if bandwidth is None or latency is None:
         if gpus_in_use <= node.accelerator_count:
             own, hop = node.scale_up.bandwidth, node.scale_up.latency
+        elif scenario.cluster is not None and (tiers := network_tiers(scenario.cluster)):
+            own, hop = tiers[-1].bandwidth, tiers[-1].latency
         elif node.nics is not None:
             own, hop = node.nics.bandwidth * node.nics.count / node.accelerator_count, node.nics.latency
         else:
