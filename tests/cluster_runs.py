@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,15 +52,19 @@ class _Names(Log):
 
 
 def run_cluster(
-    chunk: RequestChunk, deployment: Deployment, *, config: EngineConfig = SMALL, stepwise: bool = False,
-    clients: int = 0, think: float = 0.0, seed: int = 0,
+    chunk: RequestChunk, deployment: Deployment, *, config: EngineConfig = SMALL,
+    others: Mapping[str, EngineConfig] | None = None, stepwise: bool = False, clients: int = 0,
+    think: float = 0.0, seed: int = 0,
 ) -> Run:  # fmt: skip
-    """Serve `chunk`, in a closed loop of `clients` if there are any, and check that everything adds up."""
+    """Serve `chunk`, in a closed loop of `clients` if there are any, and check that everything adds up.
+
+    `others` holds the settings of groups, by name, that have other ones than `config`.
+    """
     log, ledger = _Names(), Ledger()
     log.names = []
     groups = []
     for group in deployment.groups:
-        own = replace(config, prefill_only=group.role == "prefill")
+        own = replace((others or {}).get(group.name, config), prefill_only=group.role == "prefill")
         plan = ReplicaPlan(own, None, compiled("gqa", own), attention_spans(tiny_model("gqa")), ParallelPlan())
         groups.append(GroupPlan(group, SCENARIO, plan))
     loop = ClosedLoop(ClosedLoopSource(iter([chunk]), clients, think), ingress=0.002, egress=0.001, block_size=BLOCK)
@@ -81,7 +86,9 @@ def run_cluster(
     return Run(cluster, log, log.names)
 
 
-def random_chunk(count: int, *, rate: float, seed: int = 1, branches: int = 0, sessions: int = 0) -> RequestChunk:
+def random_chunk(
+    count: int, *, rate: float, seed: int = 1, branches: int = 0, sessions: int = 0, priorities: int = 1
+) -> RequestChunk:
     """Poisson arrivals; with `branches` the prompts are paths in a tree of 64-token blocks."""
     rng = np.random.default_rng(seed)
     prompts = rng.integers(1, 400, count)
@@ -90,6 +97,7 @@ def random_chunk(count: int, *, rate: float, seed: int = 1, branches: int = 0, s
         chosen = rng.integers(0, branches, count)
         hashes = [[b * 100 + i for i in range(-(-int(p) // 64))] for b, p in zip(chosen, prompts, strict=True)]
     return RequestChunk(
-        np.cumsum(rng.exponential(1 / rate, count)), prompts, rng.integers(1, 120, count), None, hashes,
+        np.cumsum(rng.exponential(1 / rate, count)), prompts, rng.integers(1, 120, count),
+        rng.integers(0, priorities, count) if priorities > 1 else None, hashes,
         64 if hashes else 0, session_id=rng.integers(0, sessions, count) if sessions else None,
     )  # fmt: skip

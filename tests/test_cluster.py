@@ -39,7 +39,7 @@ ROUTERS = [RoundRobin(), LeastLoaded(), PowerOfTwo(), PrefixAware(balance_abs=4)
 def deployments(draw):
     router = draw(st.sampled_from(ROUTERS))
     failures = draw(st.sampled_from([None, Failures(mtbf=2.0, repair=0.4, max_retries=1)]))
-    kind = draw(st.sampled_from(["plain", "scaling", "disaggregated"]))
+    kind = draw(st.sampled_from(["plain", "mixed", "scaling", "disaggregated"]))
     common = {"router": router, "failures": failures}
     if kind == "disaggregated":
         groups = (ReplicaGroup(name="p", count=draw(st.integers(1, 2)), role="prefill"),
@@ -47,6 +47,9 @@ def deployments(draw):
         transfer = KvTransfer(bandwidth=draw(st.sampled_from([2e8, 1e10])), latency=1e-4,
                               layerwise=draw(st.booleans()))  # fmt: skip
         return Deployment(groups=groups, transfer=transfer, **common)
+    if kind == "mixed":
+        groups = (ReplicaGroup(name="r", count=draw(st.integers(1, 2))), ReplicaGroup(name="small", count=2))
+        return Deployment(groups=groups, **common)
     groups = (ReplicaGroup(name="r", count=draw(st.integers(1, 4))),)
     if kind == "plain":
         return Deployment(groups=groups, **common)
@@ -55,14 +58,19 @@ def deployments(draw):
     return Deployment(groups=groups, autoscaling=scaling, **common)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(deployments(), st.integers(1, 60), st.sampled_from([5.0, 40.0, 400.0]), st.sampled_from([0, 0, 3, 12]),
-       st.sampled_from([34, 60, 200]), st.booleans(), st.integers(0, 5))  # fmt: skip
-def test_fast_forward_equals_stepwise(deployment, count, rate, clients, blocks, asynchronous, seed) -> None:
-    config = replace(SMALL, total_blocks=blocks, async_scheduling=asynchronous, reserve_full_isl=bool(seed % 2))
-    chunk = random_chunk(count, rate=rate, seed=seed, branches=3, sessions=4)
+       st.sampled_from([34, 60, 200]), st.booleans(), st.booleans(), st.integers(0, 5))  # fmt: skip
+def test_fast_forward_equals_stepwise(deployment, count, rate, clients, blocks, asynchronous, priority, seed) -> None:
+    config = replace(
+        SMALL, total_blocks=blocks, async_scheduling=asynchronous, reserve_full_isl=bool(seed % 2), priority=priority
+    )  # fmt: skip
+    others = {"small": replace(config, total_blocks=34, max_num_seqs=3, max_num_batched_tokens=64)}
+    chunk = random_chunk(count, rate=rate, seed=seed, branches=3, sessions=4, priorities=3 if priority else 1)
     fast, slow = (
-        run_cluster(chunk, deployment, config=config, stepwise=stepwise, clients=clients, think=0.01, seed=seed)
+        run_cluster(
+            chunk, deployment, config=config, others=others, stepwise=stepwise, clients=clients, think=0.01, seed=seed
+        )
         for stepwise in (False, True)
     )
     assert (fast.cluster.failed, fast.cluster.retried) == (slow.cluster.failed, slow.cluster.retried)

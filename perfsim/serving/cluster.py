@@ -24,7 +24,7 @@ from perfsim.serving.fleet import FAILED, SERVING, STARTING, Replica
 from perfsim.serving.outages import Outages
 from perfsim.serving.request import Request
 from perfsim.serving.router import make_router
-from perfsim.serving.timing import TIME_EPS
+from perfsim.serving.timing import TIME_EPS, nanosecond
 from perfsim.sim.clock import CountingEnvironment, call_at
 
 if TYPE_CHECKING:
@@ -90,8 +90,10 @@ class Cluster:
         if not self.sent and self._begin is not None:
             self._begin(request.queued)
         self.sent += 1
-        # A nanosecond early, so that engine boundaries in that nanosecond see it, as they would in one engine.
-        call_at(self.env, request.queued - TIME_EPS, partial(self._arrive, request), priority=ARRIVAL)
+        # A nanosecond early, so that engine boundaries in that nanosecond see it, as they would in one engine; in whole
+        # nanoseconds, so that rounding does not reorder what comes at the same time.
+        time = (nanosecond(request.queued) - 1) * TIME_EPS
+        call_at(self.env, time, partial(self._arrive, request), priority=ARRIVAL)
 
     def advance(self, until: float) -> None:
         """Let everything happen that comes before `until`."""

@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from perfsim.serving.request import Request
+from perfsim.serving.timing import nanosecond
 from perfsim.traffic import ClosedLoopSource, RequestChunk
 
 _PROGRESS_EVERY = 4096
@@ -54,7 +55,7 @@ class ClosedLoop:
         self._round_trip = egress + source.think_time_s
         self._clients = source.concurrency
         self._ingress = ingress
-        self._due: list[tuple[float, int, Request]] = []
+        self._due: list[tuple[int, int, Request]] = []  # by nanosecond, then index
         self._engine: Drivable | None = None
         self.sent = 0
 
@@ -68,8 +69,8 @@ class ClosedLoop:
         for _ in range(self._clients):
             self._send(0.0)
         while self._due:
-            queued, _, request = self._due[0]
-            engine.advance(queued)
+            _, _, request = self._due[0]
+            engine.advance(request.queued)
             if self._due[0][2] is not request:
                 continue  # a completion on the way made an earlier request due
             heappop(self._due)
@@ -86,7 +87,7 @@ class ClosedLoop:
         if request is None:
             return
         request.arrival, request.queued = at, at + self._ingress
-        heappush(self._due, (request.queued, request.index, request))
+        heappush(self._due, (nanosecond(request.queued), request.index, request))
         self.sent += 1
         if self._engine is not None:
             self._engine.until = min(self._engine.until, request.queued)

@@ -69,10 +69,10 @@ class Engine(EngineFront):
         for request in self.running:
             if request in self.ended:
                 continue
-            late = request in self.late
+            token_now = request.decoding and request not in self.late
             if request.decoding:
                 self.batch.leave(request)
-            running.append((request, self.now if request.emitted and not late else request.last_token))
+            running.append((request, self.now if token_now else request.last_token))
         lost = self.abandon(running)
         self.running, self.prefilling, self.stalled, self.late, self.ended = {}, [], [], [], []
         self.batch = self._new_batch()
@@ -203,6 +203,9 @@ class Engine(EngineFront):
             again = stalled or preempted or self.late or (self.waiting and not self.blocked)
             return self._decode_work(0, limit=1 if again else _NO_LIMIT)
         self._rejoin()
+        # No step came between: only those who have waited for longer than that still owe a gap of their own.
+        self.late += [request for request in stalled if request.last_token < self.now]
+        self.stalled = []
         return None
 
     # --- executing --------------------------------------------------------------------------------------------------

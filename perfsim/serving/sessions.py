@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 
 from perfsim.serving.driver import Drivable, Progress, in_blocks, of_adapter
 from perfsim.serving.request import Request
+from perfsim.serving.timing import nanosecond
 from perfsim.traffic import SessionChunk, SessionSource
 
 _PROGRESS_EVERY = 4096
@@ -45,7 +46,7 @@ class Sessions:
         self._users = source.concurrency
         self._think_time = source.think_time_s
         self._ingress, self._egress, self._block_size = ingress, egress, block_size
-        self._due: list[tuple[float, int, Request]] = []  # the next turns, by time and session
+        self._due: list[tuple[int, int, Request]] = []  # the next turns, by nanosecond and session
         self._open: dict[int, _Session] = {}
         self._engine: Drivable | None = None
         self.sent = 0
@@ -71,8 +72,8 @@ class Sessions:
         for _ in range(self._users or 1):
             self._begin(0.0)
         while self._due:
-            queued, number, request = self._due[0]
-            engine.advance(queued)
+            _, number, request = self._due[0]
+            engine.advance(request.queued)
             if self._due[0][2] is not request:
                 continue  # a completion on the way made an earlier turn due
             heappop(self._due)
@@ -116,7 +117,7 @@ class Sessions:
         request.session, request.adapter = session.number, session.adapter
         names, request.ends = in_blocks(keys, ends, self._block_size)
         request.keys = of_adapter(names, session.adapter)
-        heappush(self._due, (request.queued, session.number, request))
+        heappush(self._due, (nanosecond(request.queued), session.number, request))
         if self._engine is not None:
             self._engine.until = min(self._engine.until, request.queued)
 

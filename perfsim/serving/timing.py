@@ -9,6 +9,11 @@ from math import ceil, sqrt
 TIME_EPS = 1e-9
 
 
+def nanosecond(time: float) -> int:
+    """The nearest nanosecond: times that differ by rounding alone are equal and can be ordered by something else."""
+    return round(time / TIME_EPS)
+
+
 def run_seconds(count: int, first: float, slope: float) -> float:
     """Length of `count` steps of which step i lasts first + i * slope."""
     return count * first + slope * (count * (count - 1) / 2)
