@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfsim import __version__
+from perfsim.errors import InputError
 from perfsim.metrics.books import Books
 from perfsim.metrics.result import Result
 from perfsim.metrics.steady import steady_outcome
@@ -55,8 +56,10 @@ def estimate(scenario: Scenario) -> Result:
     """The steady state of the scenario in closed form: means instead of percentiles, milliseconds instead of a replay.
 
     See `perfsim.serving.closed_form` for what is neglected. Past saturation the latencies are None and a warning says
-    "unstable".
+    "unstable". Raises InputError for a deployment of more than one replica.
     """
+    if not scenario.deployment.single:
+        raise InputError("deployment: the closed form knows one replica and no failures; use simulate")
     plan = plan_replica(scenario)
     steady = steady_state(scenario, plan, trace_path=catalog.trace_path)
     group = GroupUse(scenario, plan.memory)

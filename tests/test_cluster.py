@@ -13,8 +13,9 @@ from cluster_runs import SMALL, random_chunk, run_cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfsim.errors import InputError
 from perfsim.metrics.books import Books
-from perfsim.run import simulate
+from perfsim.run import estimate, simulate
 from perfsim.serving.check import BookkeepingError
 from perfsim.serving.replica import plan_groups
 from perfsim.serving.service import serve
@@ -202,3 +203,8 @@ def test_the_books_of_a_cluster_notice_a_lost_request() -> None:
     served.cluster.failed += 1
     with pytest.raises(BookkeepingError, match="1 failed"):
         books.close(served)
+
+
+def test_the_closed_form_does_not_answer_for_clusters() -> None:
+    with pytest.raises(InputError, match="one replica"):
+        estimate(scenario("{kind: poisson, rate: 60}", CLUSTER))
