@@ -9,6 +9,7 @@ _SCALES: dict[str, tuple[tuple[float, float, str], ...]] = {
     "s": ((0.0, 1e-9, "ns"), (1e-6, 1e-6, "µs"), (1e-3, 1e-3, "ms"), (1.0, 1.0, "s"), (180.0, 60.0, "min"),
           (7200.0, 3600.0, "h"), (259200.0, 86400.0, "d")),
     "bytes": ((0.0, 1.0, "B"), (1e3, 1e3, "kB"), (1e6, 1e6, "MB"), (1e9, 1e9, "GB"), (1e12, 1e12, "TB")),
+    "bytes/s": ((0.0, 1.0, "B/s"), (1e3, 1e3, "kB/s"), (1e6, 1e6, "MB/s"), (1e9, 1e9, "GB/s"), (1e12, 1e12, "TB/s")),
     "J": ((0.0, 1e-3, "mJ"), (1.0, 1.0, "J"), (1e3, 1e3, "kJ"), (1e6, 1e6, "MJ"), (1e9, 1e9, "GJ")),
     "W": ((0.0, 1.0, "W"), (1e4, 1e3, "kW"), (1e6, 1e6, "MW")),
 }  # fmt: skip
@@ -33,7 +34,7 @@ def axis_unit(unit: str, largest: float) -> tuple[float, str]:
     # Three significant digits decide, so that 999.7 ms becomes 1.00 s and not 1,000 ms.
     shown = float(f"{abs(largest):.2e}")
     if shown == 0:
-        return 1.0, unit if unit != "bytes" else "B"
+        return 1.0, unit.replace("bytes", "B")
     _, size, name = next(scale for scale in reversed(scales) if shown >= scale[0])
     return size, name
 
