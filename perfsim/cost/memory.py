@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from perfsim.errors import InfeasibleError
 from perfsim.ops.cache import CacheDType, bounded_bytes, entry_bytes, growing_bytes
+from perfsim.ops.lora import adapter_bytes
 from perfsim.ops.params import state_bytes_per_layer, weight_bytes_per_gpu
 from perfsim.ops.speculation import drafter_bytes, with_drafter
 from perfsim.spec.calibration import EngineProfile
@@ -59,8 +60,8 @@ def memory_plan(
     `kv_cache_memory` replaces the sum, `kv_cache_blocks` the block count.
     Blocks and what a sequence holds beside them follow vLLM's hybrid KV cache manager, see `_cache_layout`. The
     policy's None fields must have been filled in.
-    A drafter's layers count like the model's own. Neglected: allocator fragmentation, CUDA graphs (vLLM captures them
-    after sizing the cache), K/V of a separate draft model.
+    A drafter's layers count like the model's own, LoRA slots like weights. Neglected: allocator fragmentation, CUDA
+    graphs (vLLM captures them after sizing the cache), K/V of a separate draft model.
     Raises InfeasibleError, binding "HBM capacity", when weights and activations leave no room for the cache.
     """
     tp, pp = parallel.tp, parallel.pp
@@ -70,6 +71,8 @@ def memory_plan(
     held = with_drafter(model, policy.speculative)
     weights = weight_bytes_per_gpu(held, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
     weights += drafter_bytes(model, policy.speculative, tp=tp)
+    if policy.lora is not None:
+        weights += policy.lora.max_loras * adapter_bytes(model, policy.lora, tp=tp)
     activations = _activation_bytes(model, tp, engine, tokens, seqs)
     runtime = engine.context_memory + (engine.communication_memory if parallel.gpus > 1 else 0.0)
     share, owned = policy.gpu_memory_utilization, accelerator.memory.capacity * (1.0 - engine.reserved_fraction)

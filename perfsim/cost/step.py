@@ -8,6 +8,7 @@ from perfsim.cost.collective import collective_estimate
 from perfsim.cost.estimate import Estimate, overlap
 from perfsim.cost.roofline import op_estimate
 from perfsim.cost.topology import fabric
+from perfsim.ops.lora import lora_ops
 from perfsim.ops.op import Num, Op
 from perfsim.ops.speculation import lower_with_drafts
 from perfsim.ops.step import StepShape
@@ -17,7 +18,7 @@ from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import ServingPolicy
 
-PLAIN = ServingPolicy()  # of it, how K/V are stored, and what drafts
+PLAIN = ServingPolicy()  # of it, how K/V are stored, what drafts, and adapters
 
 
 def step_estimate(
@@ -58,6 +59,8 @@ def gpu_parts(
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)
         else:
             yield collective_estimate(work, links, calibration.device)
+    for adapter in lora_ops(model, step, policy.lora, tp=tp):
+        yield op_estimate(adapter, node.accelerator, calibration.device, calibration.power)
 
 
 def host_parts(step: StepShape, calibration: Calibration) -> tuple[Estimate, Estimate]:

@@ -8,7 +8,7 @@ in it, so the step time is piecewise affine in the step index and `decode_run` c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,15 +17,18 @@ from perfsim.cost.collective import collective_estimate
 from perfsim.cost.roofline import op_estimate
 from perfsim.cost.step import PLAIN
 from perfsim.cost.terms import (
+    AdapterTerm,
     DecodeTerm,
     LinearTerm,
     PrefillTerm,
+    adapter_terms,
     blend,
     decode_terms,
     linear_terms,
     prefill_terms,
 )
 from perfsim.cost.topology import fabric
+from perfsim.ops.lora import lora_ops
 from perfsim.ops.op import Collective, Driver, Num, Op
 from perfsim.ops.speculation import lower_with_drafts
 from perfsim.ops.step import StepShape, attention_spans
@@ -34,6 +37,8 @@ from perfsim.spec.cluster import Cluster
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import ServingPolicy
+
+NO_LORA = (0, 0)
 
 
 class DecodeRun(NamedTuple):
@@ -45,15 +50,21 @@ class DecodeRun(NamedTuple):
 
 
 class StepModel(Protocol):
-    """What a serving engine asks of a cost model; tuples are aligned with the model's attention spans."""
+    """What a serving engine asks of a cost model; tuples are aligned with the model's attention spans.
+
+    `lora` is (tokens with an adapter, distinct adapters).
+    """
 
     def step_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
-        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...],
+        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
     ) -> float:  # fmt: skip
         """Duration of one step."""
 
-    def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
+    def decode_run(
+        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
+        lora: tuple[int, int] = NO_LORA,
+    ) -> DecodeRun:  # fmt: skip
         """The longest affine run of at most `limit` decode-only steps; `context` grows by `growth` per step."""
 
 
@@ -76,18 +87,19 @@ class CompiledSteps:
     group_s: list[float]
     sequence_s: list[float]
     queries: int
+    adapters: tuple[AdapterTerm, ...] = ()
 
     def step_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
-        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...],
+        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
     ) -> float:  # fmt: skip
-        gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context)
+        gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context, lora)
         host = self.host_seconds(tokens, logits)
         return self.exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
 
     def gpu_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
-        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...],
+        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
     ) -> float:  # fmt: skip
         """Seconds of one step on the GPU, without what data-parallel ranks do together."""
         gpu = self.token_s[tokens] + self.logit_s[logits + tokens - decodes - prefill_tokens]
@@ -105,16 +117,28 @@ class CompiledSteps:
                 gpu += chunk.seconds(prefill_tokens, pairs, prefill_context)
             for state in self.prefill_state:
                 gpu += state.seconds(prefill_tokens)
+        if lora[1]:
+            gpu += self.adapter_seconds(lora)
         for expansion in self.expansion:
             gpu += expansion.seconds(blend(expansion.mix, prefill_context) + decodes * self.queries)
         return gpu
+
+    def adapter_seconds(self, lora: tuple[int, int]) -> float:
+        """Seconds of the kernels of `lora`: (tokens with an adapter, distinct adapters)."""
+        return sum(term.seconds(*lora) for term in self.adapters)
 
     def host_seconds(self, tokens: int, logits: int) -> float:
         """Seconds of the scheduler for one step."""
         return self.schedule + self.per_sequence * logits + self.per_token * tokens
 
-    def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
-        return self.behind_host(self.gpu_run(decodes, context, growth, limit), self.host_seconds(decodes, decodes))
+    def decode_run(
+        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
+        lora: tuple[int, int] = NO_LORA,
+    ) -> DecodeRun:  # fmt: skip
+        run = self.gpu_run(decodes, context, growth, limit)
+        if lora[1]:
+            run = run._replace(first_s=run.first_s + self.adapter_seconds(lora))
+        return self.behind_host(run, self.host_seconds(decodes, decodes))
 
     def gpu_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
         """`decode_run` on the GPU, without what data-parallel ranks do together."""
@@ -194,6 +218,10 @@ def compile_steps(
     def unit(units: float, queries: int) -> list[Op]:
         return [item for item in lowered(_unit(model, units, queries)) if isinstance(item, Op)]
 
+    def adapted(tokens: float, adapters: float) -> list[Op]:
+        step = replace(_shape(model), lora_tokens=tokens, lora_adapters=adapters)
+        return list(lora_ops(model, step, policy.lora, tp=tp))
+
     one, two = unit(1.0, queries), unit(2.0, queries)
     device = calibration.device
     return CompiledSteps(
@@ -202,6 +230,7 @@ def compile_steps(
         linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
         engine.step_host, engine.schedule_host, engine.sequence_host, engine.token_host, async_scheduling,
         group_s.tolist(), np.sum(np.stack(drafts), axis=0).tolist() if drafts else [], queries,
+        adapter_terms(adapted(1.0, 0.0), adapted(0.0, 1.0), node, device),
     )  # fmt: skip
 
 

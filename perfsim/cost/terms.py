@@ -74,6 +74,40 @@ class LinearTerm:
         return self.count * (self.launch + max(self.fixed + self.per_unit * units, self.compute * units))
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterTerm:
+    """A LoRA kernel of all layers of one shape: launch + max(compute x tokens, what tokens and adapters move)."""
+
+    count: int
+    launch: float
+    compute: float
+    per_token: float
+    per_adapter: float
+
+    def seconds(self, tokens: int, adapters: int) -> float:
+        moved = self.per_token * tokens + self.per_adapter * adapters
+        return self.count * (self.launch + max(self.compute * tokens, moved))
+
+
+def adapter_terms(
+    token: list[Op], adapter: list[Op], node: Node, device: DeviceEfficiency
+) -> tuple[AdapterTerm, ...]:  # fmt: skip
+    """One term per shape of LoRA kernel, from the same work lowered for one token alone and for one adapter alone."""
+    found: dict[object, AdapterTerm] = {}
+    memory = node.accelerator.memory
+    for first, second in zip(token, adapter, strict=True):
+        launch, compute, bandwidth = coefficients(first, device)
+        moved = [
+            float(op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / bandwidth
+            for op in (first, second)
+        ]
+        rate = compute * peak_flops(node.accelerator, first.dtype)
+        term = AdapterTerm(first.count, launch, float(first.flops) / rate, moved[0], moved[1])
+        key = replace(term, count=0)
+        found[key] = replace(term, count=first.count + (found[key].count if key in found else 0))
+    return tuple(found.values())
+
+
 def blend(mix: Mix, sums: tuple[int, ...]) -> float:
     """Entries attended: the weighted sum over spans."""
     total = 0.0

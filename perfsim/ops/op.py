@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Num = float | NDArray[np.float64]
 
-Driver = Literal["tokens", "logits", "sequences", "attention", "expansion", "decodes", "prefill", "group"]
+Driver = Literal["tokens", "logits", "sequences", "attention", "expansion", "decodes", "prefill", "adapters", "group"]
 OpKind = Literal[
     "gemm", "lm_head", "moe", "prefill_attention", "decode_attention", "recurrence", "elementwise", "sampling"
 ]
@@ -26,11 +26,12 @@ class Op:
 
     `driver` names the sum over the batch that its size follows (`expansion`: the K/V entries that MLA expands, `group`:
     the tokens of all data-parallel ranks; `logits` counts the rows that are sampled, `sequences` the sequences that
-    they belong to). `part` names the component of the breakdown ("": as its kind says). `dtype` is the arithmetic of
-    the matrix units; `active` is 0 where the kernel is not launched at all. `mix` are the (index of a span, entries
-    per token) whose weighted sum an attention kernel attends. Decode attention also says how its work splits: over
-    `sequences` of mean attended context `context`, with `sequence_*_bytes` each (prefill: per new token), `entry_bytes`
-    per entry read, and `pair_flops` and `pair_bytes` per attended pair.
+    they belong to, `adapters` tokens with an adapter and distinct adapters). `part` names the component of the
+    breakdown ("": as its kind says). `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is
+    not launched at all. `mix` are the (index of a span, entries per token) whose weighted sum an attention kernel
+    attends. Decode attention also says how its work splits: over `sequences` of mean attended context `context`, with
+    `sequence_*_bytes` each (prefill: per new token), `entry_bytes` per entry read, and `pair_flops` and `pair_bytes`
+    per attended pair.
     """
 
     kind: OpKind

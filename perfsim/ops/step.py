@@ -89,7 +89,7 @@ class StepShape:
     new token included); `prefill_pairs` is the number of (new token, attended token) pairs of all prefill chunks and
     `prefill_context` the number of K/V entries that they read. `group_tokens` counts the new tokens of all
     data-parallel ranks (None: there is one rank). Each decode sequence brings up to `queries` new tokens: more than one
-    where drafts are verified.
+    where drafts are verified. `lora_tokens` of the tokens have one of `lora_adapters` distinct adapters.
     """
 
     tokens: Num
@@ -101,6 +101,8 @@ class StepShape:
     prefill_context: tuple[Num, ...]
     group_tokens: Num | None = None
     queries: int = 1
+    lora_tokens: Num = 0.0
+    lora_adapters: Num = 0.0
 
     @property
     def rows(self) -> Num:

@@ -15,6 +15,13 @@ def admit(engine: Engine, budget: int, chunks: list[tuple[Request, int]]) -> Non
 
     vLLM's `Scheduler.schedule`, second half.
     """
+    _admit(engine, budget, chunks)
+    if engine.skipped:
+        engine.blocked = engine.blocked or not engine.waiting  # until an adapter leaves, or somebody comes
+        engine.unskip()
+
+
+def _admit(engine: Engine, budget: int, chunks: list[tuple[Request, int]]) -> None:
     config, kv, waiting, running = engine.config, engine.kv, engine.waiting, engine.running
     size = config.block_size
     while waiting and budget > 0:
@@ -22,15 +29,16 @@ def admit(engine: Engine, budget: int, chunks: list[tuple[Request, int]]) -> Non
             engine.blocked = True
             return
         request = waiting.head()
-        if request.remote:
-            if not _reserve(engine, request):
-                return
+        skipped = engine.slots is not None and engine.skip_head(engine.adapters(chunks))
+        if skipped or (request.remote and _reserve(engine, request)):
             continue
+        if request.remote:
+            return
         target = request.prompt + request.emitted
         hits, idle = kv.lookup(request, (target - 1) // size) if request.keys or request.run else (0, 0)
         cached = hits * size
         chunk = target - cached
-        if config.long_prefill_token_threshold and len(running) + len(waiting) > 1:
+        if config.long_prefill_token_threshold and len(running) + len(waiting) + engine.aside > 1:
             chunk = min(chunk, config.long_prefill_token_threshold)
         if chunk > budget:
             if not config.chunked_prefill:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from perfsim.ops.step import FULL, Span
+from perfsim.serving.adapters import AdapterCounts
 from perfsim.serving.request import Request
 from perfsim.serving.window import SpanSum, span_sum
 
@@ -12,21 +13,27 @@ from perfsim.serving.window import SpanSum, span_sum
 class DecodeBatch:
     """Everything a run of decode steps depends on; `step` counts the engine's steps and is the clock of all of it.
 
-    `context` is the number of tokens attended in step `step`, summed over the `size` sequences. A sequence with n
+    `tokens` are computed in step `step`, one for each of the `size` sequences, and `context` is the number of tokens
+    attended in it. A sequence with n
     computed tokens takes a new block in a step where n is a multiple of the block size: `block_phase[s % block_size]`
     counts the sequences that do so in step s.
     """
 
-    __slots__ = ("block_phase", "block_size", "completions", "context", "size", "step", "windows", "window_sums")
+    accepted = 0  # draft tokens that the next step turns into output: there are none
+
+    __slots__ = ("adapters", "block_phase", "block_size", "completions", "context", "size", "step", "tokens",
+                 "windows", "window_sums")  # fmt: skip
 
     def __init__(self, *, block_size: int, windows: tuple[Span, ...]) -> None:
         self.step = 0
         self.size = 0
+        self.tokens = 0
         self.context = 0
         self.block_size = block_size
         self.block_phase = [0] * block_size
         self.completions: list[tuple[int, int, int, Request]] = []  # (last step, admission, stint, request)
         self.windows = windows
+        self.adapters = AdapterCounts()
         self.window_sums: list[SpanSum] = [span_sum(span) for span in windows if span != FULL]
 
     def join(self, request: Request) -> None:
@@ -37,6 +44,9 @@ class DecodeBatch:
         request.stint += 1
         request.finish_step = step + request.output - request.emitted - 1
         self.size += 1
+        self.tokens += 1
+        if request.adapter >= 0:
+            self.adapters.join(request.adapter)
         self.context += request.computed + 1
         self.block_phase[-request.base % self.block_size] += 1
         heappush(self.completions, (request.finish_step, request.order, request.stint, request))
@@ -50,6 +60,9 @@ class DecodeBatch:
         request.computed = request.base + step
         request.emitted = request.output - (request.finish_step - step + 1)
         self.size -= 1
+        self.tokens -= 1
+        if request.adapter >= 0:
+            self.adapters.leave(request.adapter)
         self.context -= request.computed + 1
         self.block_phase[-request.base % self.block_size] -= 1
         for window in self.window_sums:
@@ -72,21 +85,13 @@ class DecodeBatch:
         """K/V blocks of a decoding sequence before the next step."""
         return -(-(request.base + self.step) // self.block_size)
 
-    def new_tokens(self) -> int:
-        """Tokens that the next step computes for the decoding sequences."""
-        return self.size
+    def adapted_tokens(self) -> int:
+        """Of the `tokens` those with a LoRA adapter."""
+        return self.adapters.sequences
 
     def new_blocks(self) -> int:
         """Blocks that the next step takes."""
         return self.block_phase[self.step % self.block_size]
-
-    def accepted(self) -> int:
-        """Draft tokens that the next step turns into output: there are none."""
-        return 0
-
-    def surplus(self, request: Request) -> int:
-        """Draft tokens accepted beyond the end of a request."""
-        return 0
 
     def equal_steps(self, free: int, limit: int) -> int:
         """How many steps, at most `limit`, are alike and last with `free` blocks after the first one's are taken."""

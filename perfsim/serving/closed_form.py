@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsim.errors import InputError
 from perfsim.ops.step import attended_pairs, context_read
 from perfsim.serving.demand import Demand, demand_of
 from perfsim.serving.replica import ReplicaPlan
@@ -82,7 +83,12 @@ class _Replica:
 
 
 def steady_state(scenario: Scenario, plan: ReplicaPlan, *, trace_path: TracePath | None) -> SteadyState:
-    """Solve the steady state of `scenario`; a closed loop is solved for the rate its clients reach."""
+    """Solve the steady state of `scenario`; a closed loop is solved for the rate its clients reach.
+
+    Raises InputError for a policy with LoRA adapters.
+    """
+    if scenario.policy.lora is not None:
+        raise InputError("policy.lora: an estimate knows no adapters; use simulate for this policy")
     demand = demand_of(
         scenario,
         trace_path=trace_path,

@@ -11,8 +11,11 @@ and schedules again with everything in sight, as vLLM does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
+from perfsim.serving.adapters import AdapterSlots
 from perfsim.serving.admission import admit
 from perfsim.serving.batch import DecodeBatch
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
@@ -81,13 +84,25 @@ class Engine(EngineFront):
 
     def price(self, work: Work) -> None:
         """Set the times of `work`, and end it where its steps no longer last affinely longer."""
-        if work.tokens > work.decodes:  # prefill chunks, or drafts
+        if work.lora[1]:
+            self._price_adapted(work)
+        elif work.tokens > work.decodes:  # prefill chunks, or drafts
             work.first = self.steps.step_seconds(
                 work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
             )
         else:
             run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count)
             work.count, work.first, work.slope = run
+
+    def _price_adapted(self, work: Work) -> None:
+        if work.tokens > work.decodes:
+            work.first = self.steps.step_seconds(
+                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, work.lora
+            )
+        else:
+            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, work.lora)
+            work.count, work.first, work.slope = run
+        work.first += work.load
 
     # --- one boundary -----------------------------------------------------------------------------------------------
 
@@ -101,9 +116,7 @@ class Engine(EngineFront):
                 self.recorder.gap(now - request.last_token)
             self.late, self.stalled = self.stalled, []
         while (completed := batch.pop_completed()) is not None:
-            self.cut_off_tokens += batch.surplus(completed)
-            batch.leave(completed)
-            self._finish(completed)
+            self._end(completed)
         if not self.emitting:
             return
         for request in self.emitting:
@@ -186,14 +199,14 @@ class Engine(EngineFront):
         batch, kv = self.batch, self.kv
         if batch.size and not self.prefilling and (self.blocked or not self.waiting):
             need = batch.new_blocks()
-            if need <= kv.free and batch.new_tokens() <= self.config.max_num_batched_tokens:
+            if need <= kv.free and batch.tokens <= self.config.max_num_batched_tokens:
                 return self._decode_work(need, limit=1 if self.late else _NO_LIMIT)
         chunks = schedule_together(self)
         stalled: list[Request] = []
         preempted = False
         if chunks is None:
             chunks, stalled, preempted = schedule_in_order(self)
-        budget = self.config.max_num_batched_tokens - self.batch.new_tokens() - sum(tokens for _, tokens in chunks)
+        budget = self.config.max_num_batched_tokens - self.batch.tokens - sum(tokens for _, tokens in chunks)
         if self.waiting and not preempted and budget > 0 and (chunks or not self.blocked):
             admit(self, budget, chunks)
         self.stalled, self.rejoining = stalled, list(stalled)
@@ -214,7 +227,7 @@ class Engine(EngineFront):
         """One step with prefill work; decodes take part in it."""
         decodes = self.batch.size
         context, growth = self.batch.attended()
-        tokens = self.batch.new_tokens()
+        tokens = self.batch.tokens
         new = 0
         emitting = self.emitting
         for request, chunk in chunks:
@@ -230,9 +243,12 @@ class Engine(EngineFront):
         self._give_back()
         self.blocked = False
         waiting = len(self.waiting) + len(self.incoming)
-        return Work(
+        work = Work(
             self.now, 1, tokens + new, decodes + len(chunks), decodes, new, context, growth, pairs, read, waiting
         )  # fmt: skip
+        if self.slots is not None:
+            self._adapt(work, self.slots, chunks)
+        return work
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(causal pairs, K/V entries read) of prefill chunks that are computed already, per window."""
@@ -254,19 +270,34 @@ class Engine(EngineFront):
         if limit > 1:
             limit = batch.equal_steps(kv.free, limit)
         context, growth = batch.attended()
-        waiting, size, tokens = len(self.waiting) + len(self.incoming), batch.size, batch.new_tokens()
-        return Work(self.now, limit, tokens, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
+        waiting, size, tokens = len(self.waiting) + len(self.incoming), batch.size, batch.tokens
+        work = Work(self.now, limit, tokens, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
+        if self.slots is not None:
+            self._adapt(work, self.slots, ())
+        return work
+
+    def _adapt(self, work: Work, slots: AdapterSlots, chunks: Sequence[tuple[Request, int]]) -> None:
+        """Count the adapters of a step and bring them to the GPU."""
+        tokens = self.batch.adapted_tokens() + sum(chunk for request, chunk in chunks if request.adapter >= 0)
+        active = self.adapters(chunks)
+        work.lora, work.load = (tokens, len(active)), slots.use(active)
+        if work.load:
+            work.count = 1  # the other steps do not wait
+
+    def adapters(self, chunks: Sequence[tuple[Request, int]]) -> set[int]:
+        """The distinct adapters of the decoding requests and of those that compute `chunks`."""
+        return {*self.batch.adapters.counts, *(request.adapter for request, _ in chunks)} - {-1}
 
     def _close(self, work: Work) -> None:
         """The steps in flight have been executed: write the segment down and move the sums to its end."""
         batch = self.batch
-        decodes, count, accepted = batch.size, work.count, batch.accepted()
+        decodes, count, accepted = batch.size, work.count, batch.accepted
         if count > 1:
             self.kv.take(batch.blocks_in_run(count))
         self.recorder.segment((
             work.start, count, work.first, work.slope, work.tokens, work.logits, decodes, decodes - len(self.late),
             decodes + accepted + len(self.emitting), work.prefill, len(self.running), work.waiting,
-            self.kv.total - self.kv.free, work.group_tokens, accepted, *work.context,
+            self.kv.total - self.kv.free, work.group_tokens, accepted, *work.lora, work.load, *work.context,
             *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += count * work.tokens
@@ -285,8 +316,16 @@ class Engine(EngineFront):
 
     # --- membership -------------------------------------------------------------------------------------------------
 
+    def _end(self, request: Request) -> None:
+        if isinstance(self.batch, SpeculativeBatch):
+            self.cut_off_tokens += self.batch.surplus(request)
+        self.batch.leave(request)
+        self._finish(request)
+
     def _finish(self, request: Request) -> None:
         self.ended.append(request)
+        if self.slots is not None:
+            self.blocked = False  # its adapter may make room for another one
         self.finish(request)
 
     def stall(self, request: Request) -> None:
@@ -296,6 +335,8 @@ class Engine(EngineFront):
         else:
             request.last_token = self.now
         self.batch.leave(request)
+        if self.slots is not None:
+            self.blocked = False
 
     def preempt(self, request: Request, tokens: int, unhashed: int) -> None:
         """Take a running request's blocks (slots for `tokens` tokens) and queue it again, unless it has just ended."""

@@ -65,7 +65,10 @@ class Explanation:
         waited = np.maximum(schedule.seconds - gpu, 0.0) if scenario.asynchronous else schedule.seconds
         self._count(Estimate(waited, bound_s={"host": waited}, d_seconds={"scheduler": waited}), weight)
         self._count(exposed, weight)
-        total = gpu + waited + exposed.seconds
+        load = columns["load_s"]
+        if scenario.policy.lora is not None:
+            self._count(Estimate(load, bound_s={"host": load}, d_seconds={"adapter_loading": load}), steps)
+        total = gpu + waited + exposed.seconds + load
         missing = actual - total
         if parallel.dp > 1:  # all ranks wait for the slowest one
             idle = np.maximum(missing, 0.0)
@@ -92,6 +95,8 @@ class Explanation:
             prefill_context=tuple(columns[f"prefill_context{suffix}"] for suffix in self._suffixes),
             group_tokens=columns["group_tokens"] if self._scenario.parallel.dp > 1 else None,
             queries=self._scenario.policy.queries,
+            lora_tokens=columns["lora_tokens"],
+            lora_adapters=columns["lora_adapters"],
         )
 
     def _count(self, part: Estimate, steps: NDArray[np.float64]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span
 from perfsim.serving.acceptance import Acceptance, mean_emission
+from perfsim.serving.adapters import AdapterSlots
 from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
@@ -26,6 +27,7 @@ class EngineConfig:
 
     Beside the blocks of its growing cache a sequence holds `window_blocks`, whatever its length, and per (most, groups)
     of `span_blocks` as many as its tokens fill in each of `groups`, at most `most`: windows and chunks.
+    At most `max_loras` LoRA adapters (0: any) are in one step, `adapter_load` seconds bring one to the GPU.
     With `acceptance`, the chance of each draft token to be accepted after those before it, every decode verifies so
     many drafts per step; `lookahead` positions more have blocks, for what the drafter writes. `seed` is for the draws.
     A `prefill_only` engine hands a request over after its first token and holds its blocks until they are fetched.
@@ -46,6 +48,8 @@ class EngineConfig:
     reserve_full_isl: bool = True
     watermark_blocks: int = 0
     prefill_only: bool = False
+    max_loras: int = 0
+    adapter_load: float = 0.0
     acceptance: tuple[float, ...] = ()
     lookahead: int = 0
     seed: int = 0
@@ -83,6 +87,8 @@ class EngineFront(ABC):
         self.recorder = recorder
         self.windows = windows
         self.acceptance = Acceptance(config.acceptance, seed=config.seed) if config.acceptance else None
+        self.slots = AdapterSlots(config.max_loras, load_s=config.adapter_load) if config.max_loras else None
+        self.skipped: list[Request] = []  # passed over while a batch is formed: their adapter finds no place in it
         self.on_finish = on_finish
         self.on_handover: Hook | None = None
         self.on_reserve: Hook | None = None
@@ -214,6 +220,11 @@ class EngineFront(ABC):
         return float("-inf") if self.done is None else self.done.last_start()
 
     @property
+    def aside(self) -> int:
+        """Requests that are neither running nor in the queue, because of their adapter."""
+        return len(self.skipped)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is left to do, here or for others."""
         return not (self.waiting or self.incoming or self.notices or self.ready or self.abroad or self.population)
@@ -223,7 +234,7 @@ class EngineFront(ABC):
         incoming, seen = self.incoming, False
         while incoming and incoming[0].queued <= cutoff + TIME_EPS:
             request = incoming.popleft()
-            seen = seen or self.config.priority or not self.waiting
+            seen = seen or self.config.priority or not self.waiting or self.config.max_loras > 0
             self.waiting.push(request)
         while self.notices and self.notices[0][0] <= cutoff + TIME_EPS:
             _, request = self.notices.popleft()
@@ -263,6 +274,20 @@ class EngineFront(ABC):
         if self.on_reserve is not None:
             self.on_reserve(request, self.now)
         return True
+
+    def skip_head(self, active: Collection[int]) -> bool:
+        """Take the head of the queue aside if its adapter would be one too many beside the `active` ones."""
+        adapter, most = self.waiting.head().adapter, self.config.max_loras
+        if not most or adapter < 0 or adapter in active or len(active) < most:
+            return False
+        self.skipped.append(self.waiting.take())
+        return True
+
+    def unskip(self) -> None:
+        """Those taken aside go back to the front of the queue, in their order."""
+        for request in reversed(self.skipped):
+            self.waiting.push_preempted(request)
+        self.skipped.clear()
 
     def give_back(self, request: Request, tokens: int, *, unhashed: int = 0, resumes: bool = False) -> None:
         """Free the blocks of a request that has slots for `tokens` tokens, of which the last ones are not hashed."""

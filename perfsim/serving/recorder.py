@@ -23,7 +23,7 @@ REQUEST_COLUMNS = (
 SEGMENT_COLUMNS = (
     "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences",
     "emitted", "prefill_tokens", "running", "waiting", "kv_blocks",
-    "group_tokens", "accepted",
+    "group_tokens", "accepted", "lora_tokens", "lora_adapters", "load_s",
 )  # fmt: skip
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
 

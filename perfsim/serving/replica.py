@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from perfsim.cost.adapters import adapter_load_seconds
 from perfsim.cost.memory import MemoryPlan, memory_plan
 from perfsim.cost.step_model import CompiledSteps, compile_steps
 from perfsim.errors import InputError
@@ -41,7 +42,8 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
     if tokens is None or seqs is None or length is None:
         raise ValueError("the scenario is not resolved: load it, or fill in its policy")
     _check_speculation(scenario)
-    speculative = policy.speculative
+    _check_lora(scenario)
+    speculative, lora = policy.speculative, policy.lora
     memory = memory_plan(
         model=scenario.model, accelerator=scenario.hardware.accelerator, parallel=scenario.parallel,
         engine=scenario.calibration.engine, policy=policy,
@@ -66,11 +68,29 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         async_scheduling=scenario.asynchronous,
         reserve_full_isl=policy.scheduler_reserve_full_isl,
         watermark_blocks=int(policy.watermark * memory.kv_blocks),
+        max_loras=0 if lora is None else lora.max_loras,
+        adapter_load=adapter_load_seconds(scenario.model, lora, scenario.hardware, tp=parallel.tp),
         acceptance=() if speculative is None else speculative.chances(),
         lookahead=0 if speculative is None else speculative.lookahead,
         seed=scenario.seed,
     )
     return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
+
+
+def _check_lora(scenario: Scenario) -> None:
+    """Raises InputError for what is not modelled together with adapters."""
+    parallel, lora = scenario.parallel, scenario.policy.lora
+    if lora is None:
+        return
+    if parallel.pp > 1 or parallel.dp > 1:
+        raise InputError("policy.lora: not modelled with pipeline stages or data-parallel ranks; set pp and dp to 1")
+    if scenario.policy.kv_offload is not None:
+        raise InputError("policy.lora: not modelled together with policy.kv_offload; leave one of them out")
+    if lora.max_cpu_loras is not None and lora.max_cpu_loras < lora.num_adapters:
+        raise InputError(
+            f"policy.lora.max_cpu_loras: adapters read from storage are not modelled, expected at least num_adapters"
+            f" ({lora.num_adapters}), got {lora.max_cpu_loras}"
+        )
 
 
 def _check_speculation(scenario: Scenario) -> None:
@@ -107,6 +127,8 @@ def plan_groups(scenario: Scenario) -> tuple[GroupPlan, ...]:
     for group in scenario.deployment.groups:
         own = scenario.of_group(group)
         plan = plan_replica(own)
+        if group.role != "both" and own.policy.lora is not None:
+            raise InputError(f"policy.lora: not modelled with prefill and decode replicas, got group '{group.name}'")
         if group.role == "prefill":
             plan = replace(plan, config=replace(plan.config, prefill_only=True))
         plans.append(GroupPlan(group, own, plan))

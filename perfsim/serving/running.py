@@ -23,13 +23,13 @@ def schedule_together(engine: Engine) -> Chunks | None:
     kv, batch = engine.kv, engine.batch
     size, lookahead = batch.block_size, engine.config.lookahead
     need = total = batch.new_blocks()
-    if batch.new_tokens() > engine.config.max_num_batched_tokens:
+    if batch.tokens > engine.config.max_num_batched_tokens:
         return None
     chunks: Chunks = []
     needs: list[int] = []
     if engine.prefilling:
         config = engine.config
-        budget = config.max_num_batched_tokens - batch.new_tokens()
+        budget = config.max_num_batched_tokens - batch.tokens
         last = engine.prefilling == list(islice(reversed(engine.running), len(engine.prefilling)))[::-1]
         for request in engine.prefilling:
             tokens = request.prompt + request.emitted - request.computed

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from perfsim.ops.step import Span
 from perfsim.serving.acceptance import Acceptance
+from perfsim.serving.adapters import AdapterCounts
 from perfsim.serving.request import Request
 
 Ints = NDArray[np.int64]
@@ -72,14 +73,15 @@ class SpeculativeBatch:
     at max_model_len and cuts the drafts of a sequence that reaches it.
     """
 
-    __slots__ = ("_acceptance", "_attended", "_blocks", "_changes", "_cut", "_growth", "block_size", "completions",
-                 "drafts", "lookahead", "size", "step", "windows")  # fmt: skip
+    __slots__ = ("_acceptance", "_attended", "_blocks", "_changes", "_cut", "_cut_adapted", "_growth", "adapters",
+                 "block_size", "completions", "drafts", "lookahead", "size", "step", "tokens", "windows")  # fmt: skip
 
     def __init__(
         self, *, block_size: int, windows: tuple[Span, ...], acceptance: Acceptance, lookahead: int
     ) -> None:  # fmt: skip
         self.step = 0
         self.size = 0
+        self.tokens = 0  # of the next step
         self.block_size = block_size
         self.windows = windows
         self.drafts = acceptance.drafts
@@ -90,6 +92,8 @@ class SpeculativeBatch:
         self._blocks = Calendar()  # blocks that a step takes
         self._attended = [0] * len(windows)
         self._changes = [Calendar() for _ in windows]  # of attended tokens, from a step to the next
+        self.adapters = AdapterCounts()
+        self._cut_adapted = 0  # those of `_cut` that belong to sequences with an adapter
         self._cut = 0  # drafts that the sequences of the next step must do without
 
     def join(self, request: Request, *, drafts: int | None = None) -> None:
@@ -100,6 +104,9 @@ class SpeculativeBatch:
         request.stint += 1
         request.finish_step = self.step + path.steps - 1
         self.size += 1
+        self.tokens += 1 + self.drafts
+        if request.adapter >= 0:
+            self.adapters.join(request.adapter)
         for index, attended in enumerate(path.attended):
             self._attended[index] += int(attended[0])
         self._enter(path, 0, 1)
@@ -121,12 +128,18 @@ class SpeculativeBatch:
         request.rounds += done
         request.path = None
         self.size -= 1
+        self.tokens -= 1 + self.drafts
+        if request.adapter >= 0:
+            self.adapters.leave(request.adapter)
 
     def shorten(self, request: Request, drafts: int) -> None:
         """A sequence verifies only `drafts` tokens in the next step."""
         self.leave(request)
         self.join(request, drafts=drafts)
+        self.tokens -= self.drafts - drafts
         self._cut += self.drafts - drafts
+        if request.adapter >= 0:
+            self._cut_adapted += self.drafts - drafts
 
     def pop_completed(self) -> Request | None:
         """A sequence whose last token came out of the step before `step`; None when there is no more."""
@@ -149,14 +162,15 @@ class SpeculativeBatch:
             return request.blocks if path is None else path.held
         return int(path.blocks[self.step - path.start - 1])
 
-    def new_tokens(self) -> int:
-        """Tokens that the next step computes for the decoding sequences."""
-        return self.size * (1 + self.drafts) - self._cut
+    def adapted_tokens(self) -> int:
+        """Of the `tokens` those with a LoRA adapter."""
+        return self.adapters.sequences * (1 + self.drafts) - self._cut_adapted
 
     def new_blocks(self) -> int:
         """Blocks that the next step takes when nobody's drafts are cut short."""
         return self._blocks.at(self.step)
 
+    @property
     def accepted(self) -> int:
         """Draft tokens that the next step turns into output."""
         return self._growth.at(self.step) - self.size
@@ -183,7 +197,8 @@ class SpeculativeBatch:
             for index, changes in enumerate(self._changes):
                 self._attended[index] += changes.at(self.step)
             self.step += 1
-        self._cut = 0
+        self.tokens += self._cut
+        self._cut = self._cut_adapted = 0
 
     def _enter(self, path: Path, done: int, sign: int) -> None:
         """Add what is left of `path` after `done` steps to the calendars, or take it out."""

@@ -112,9 +112,11 @@ class StepwiseEngine(EngineFront):
 
     def price(self, work: Work) -> None:
         """The time of one step from the work of every sequence in it."""
+        adapters = (work.lora,) if work.lora[1] else ()
         work.first = self.steps.step_seconds(
-            work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
+            work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, *adapters
         )
+        work.first += work.load
 
     def _join_ready(self) -> None:
         while self.ready and len(self.running) < self.config.max_num_seqs:
@@ -170,6 +172,8 @@ class StepwiseEngine(EngineFront):
             budget -= tokens
             at += 1
         while self.waiting and not preempted and budget > 0 and len(self.running) < config.max_num_seqs:
+            if self.slots is not None and self.skip_head({other.adapter for other, _ in batch} - {-1}):
+                continue
             if self.waiting.head().remote:
                 if not self.set_aside(self.waiting.head()):
                     break
@@ -179,6 +183,7 @@ class StepwiseEngine(EngineFront):
                 break
             batch.append((self.running[-1], chunk))
             budget -= chunk
+        self.unskip()
         return batch
 
     def _preempt(self, request: Request, taken: int) -> None:
@@ -210,10 +215,15 @@ class StepwiseEngine(EngineFront):
         growth = (0,) * len(context)  # of one step, so that nobody needs it
         pairs, read = prefill_sums(self.windows, [(chunk, request.computed) for request, chunk in prefills])
         self.batch = batch
-        return Work(
+        work = Work(
             self.now, 1, sum(tokens for _, tokens in batch), len(batch), len(decodes), new, context, growth, pairs,
             read, len(self.waiting) + len(self.incoming),
         )  # fmt: skip
+        if self.slots is not None:
+            adapted = [(request.adapter, tokens) for request, tokens in batch if request.adapter >= 0]
+            active = {adapter for adapter, _ in adapted}
+            work.lora, work.load = (sum(tokens for _, tokens in adapted), len(active)), self.slots.use(active)
+        return work
 
     def _close(self, work: Work, *, accepted: int) -> None:
         emitting = accepted + sum(
@@ -221,8 +231,8 @@ class StepwiseEngine(EngineFront):
         )
         self.recorder.segment((
             work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, emitting, work.prefill,
-            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, accepted, *work.context,
-            *work.growth, *work.pairs, *work.read,
+            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, accepted, *work.lora,
+            work.load, *work.context, *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += work.tokens
         self.done = work

@@ -16,7 +16,7 @@ class Work:
     """
 
     __slots__ = (
-        "context", "count", "decodes", "first", "group_tokens", "growth", "logits", "pairs", "prefill",
+        "context", "count", "decodes", "first", "group_tokens", "growth", "load", "logits", "lora", "pairs", "prefill",
         "read", "slope", "start", "tokens", "waiting",
     )  # fmt: skip
 
@@ -37,6 +37,8 @@ class Work:
         self.waiting = waiting
         self.group_tokens = tokens
         self.first = self.slope = 0.0
+        self.lora = (0, 0)  # tokens with an adapter, distinct adapters
+        self.load = 0.0  # seconds of copying adapters to the GPU before the step
 
     def end(self) -> float:
         """When the last step ends."""
