@@ -12,6 +12,7 @@ from test_fast_forward import BLOCK, Log, scenarios
 
 from perfsim.cost.step_model import DecodeRun, compile_steps
 from perfsim.ops.step import FULL, attention_spans
+from perfsim.run import simulate
 from perfsim.serving.check import Ledger, check_conservation
 from perfsim.serving.driver import ClosedLoop, run_open_loop
 from perfsim.serving.engine import Engine
@@ -20,7 +21,7 @@ from perfsim.serving.lockstep import LockstepGroup, slowest
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.stepwise import StepwiseEngine
 from perfsim.spec import catalog
-from perfsim.spec.load import find_calibration
+from perfsim.spec.load import Draft, find_calibration
 from perfsim.spec.model import GroupedQueryAttention, LayerGroup, MixtureOfExperts, ModelArch
 from perfsim.traffic import ClosedLoopSource, RequestChunk
 
@@ -124,3 +125,22 @@ def test_slowest_is_the_upper_envelope(runs):
     for step in {0, count // 2, count - 1}:
         highest = max(first + slope * step for _, first, slope in runs)
         assert first + slope * step == pytest.approx(highest, rel=1e-9)
+
+
+def test_ranks_that_start_at_different_times_share_one_timeline():
+    # the second request comes while the first rank's step is in flight, so the other rank begins later
+    scenario = Draft(
+        {
+            "model": MODEL, "hardware": "h100-80gb-sxm", "parallel": {"dp": 2},
+            "workload": {
+                "kind": "synthetic", "num_requests": 40, "arrivals": {"kind": "poisson", "rate": 300},
+                "prompt": {"kind": "fixed", "tokens": 900}, "output": {"kind": "fixed", "tokens": 30},
+            },
+        },
+        source="test",
+    ).resolve()  # fmt: skip
+    result = simulate(scenario)
+    line = result.timeline
+    tokens = line["bin_s"] * sum(line["output_tokens_per_s"][:-1])
+    assert 0.9 * 40 * 30 <= tokens <= 40 * 30
+    assert result.metrics["counts"]["completed"] == 40

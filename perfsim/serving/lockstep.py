@@ -7,7 +7,7 @@ Neglected: padding of all ranks to the largest batch (CUDA graphs), the up to 15
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from perfsim.cost.step_model import CompiledSteps, DecodeRun
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
@@ -31,6 +31,7 @@ class LockstepGroup:
         self._works: list[Work] = []
         self._home: dict[Request, EngineFront] = {}  # the rank of a request whose K/V come or go
         self._next = 0
+        self.begin: Callable[[float], None] | None = None  # told when the first request comes, before anything runs
         for rank in self.ranks:
             rank.on_wake = self._wake
 
@@ -56,6 +57,9 @@ class LockstepGroup:
 
     def submit(self, request: Request) -> None:
         """To the rank with the fewest requests; equals take turns, as in vLLM's client."""
+        if self.begin is not None:
+            self.begin(request.queued)
+            self.begin = None
         count = len(self.ranks)
         turns = [(self.ranks[(self._next + turn) % count].population, turn) for turn in range(count)]
         rank = self.ranks[(self._next + min(turns)[1]) % count]

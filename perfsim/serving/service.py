@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from perfsim.serving.driver import ClosedLoop, run_open_loop
 from perfsim.serving.fleet import SERVING, Replica
+from perfsim.serving.lockstep import LockstepGroup
 from perfsim.serving.replica import GroupPlan, build_engine
 from perfsim.serving.sessions import Sessions
+from perfsim.serving.stages import Staged
 from perfsim.spec import catalog
+from perfsim.spec.workload import StagedArrivals
 from perfsim.traffic import closed_loop_source, is_closed_loop, is_conversation, session_source, stream
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def serve(
 ) -> Served:  # fmt: skip
     """Serve all requests of the scenario. `sinks(replica)` receive what a replica records.
 
-    `begin(seconds)` is told when the first request reaches a cluster, before anything is recorded.
+    `begin(seconds)` is told when the first request reaches a cluster or a lock-step group, before anything is recorded.
 
     One replica alone needs no clock but its own; `clustered` puts it behind a router all the same, or says that it
     must not be.
@@ -72,6 +75,8 @@ def serve(
         replica = Replica(0, groups[0].group.name, 0, groups[0])
         replica.enter(SERVING, 0.0)
         replica.engine = build(replica)
+        if isinstance(replica.engine, LockstepGroup):
+            replica.engine.begin = begin
         for scheduler in replica.schedulers:
             scheduler.on_finish = on_finish
         made.append(replica)
@@ -103,6 +108,9 @@ def _drive(
         loop = ClosedLoop(source, block_size=config.block_size, **times)
         return loop.run(server(loop.on_finish), progress=progress), ()
     chunks = stream(workload, seed=seed, trace_path=catalog.trace_path, lora=lora)
+    if isinstance(workload.arrivals, StagedArrivals):
+        staged = Staged(workload.arrivals, chunks, block_size=config.block_size, **times)
+        return staged.run(server(staged.on_finish), progress=progress), ()
     sent = run_open_loop(
         server(None), chunks, ingress=profile.ingress, block_size=config.block_size, progress=progress
     )  # fmt: skip

@@ -116,6 +116,36 @@ class CurveArrivals(Spec):
         return self
 
 
+class StagedArrivals(Spec):
+    """A load test in `stages`, pairs of (requests/s, seconds), one after the other on the same warm engine.
+
+    As inference-perf's load generator sends them: in each stage floor(rate * seconds) requests with exponential gaps,
+    stretched so that the last one is sent when the stage ends. A stage begins `pause` after the last answer to the one
+    before (conversations do not wait for that).
+    """
+
+    kind: Literal["stages"] = "stages"
+    stages: tuple[tuple[Rate, Period], ...] = Field(min_length=1, max_length=1000)
+    pause: Annotated[Seconds, Field(le=1e6)] = 0.0
+
+    @model_validator(mode="after")
+    def _every_stage_sends(self) -> Self:
+        for rate, seconds in self.stages:
+            if rate * seconds < 1:
+                raise ValueError(f"a stage of {rate:g} requests/s for {seconds:g} s sends nothing")
+        return self
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Requests of each stage; the 1e-9 keeps 0.1 * 10 from being rounded down to nothing."""
+        return tuple(int(rate * seconds + 1e-9) for rate, seconds in self.stages)
+
+    @property
+    def rate(self) -> float:
+        """Mean requests/s, pauses left out."""
+        return sum(self.counts) / sum(seconds for _, seconds in self.stages)
+
+
 class ClosedLoop(Spec):
     """`concurrency` clients, each sending its next request `think_time` after the answer to the last one."""
 
@@ -132,5 +162,6 @@ OpenLoop = (
     | DiurnalArrivals
     | BurstyArrivals
     | CurveArrivals
+    | StagedArrivals
 )
 Arrivals = Annotated[OpenLoop | ClosedLoop, Field(discriminator="kind")]

@@ -16,6 +16,7 @@ from perfsim.spec.arrivals import (
     GammaArrivals,
     PoissonArrivals,
     QuantisedArrivals,
+    StagedArrivals,
 )
 from perfsim.spec.base import Spec
 from perfsim.spec.distributions import (
@@ -33,7 +34,7 @@ __all__ = [
     "AgentsWorkload", "Arrivals", "BurstyArrivals", "ClosedLoop", "ConstantArrivals", "ConversationWorkload",
     "CurveArrivals", "DiurnalArrivals", "Duration", "FixedLength", "GammaArrivals", "GeometricLength", "Length",
     "LognormalLength", "PoissonArrivals", "QuantisedArrivals", "RagWorkload", "SessionsWorkload", "SharedPrefix",
-    "SyntheticWorkload", "TraceWorkload", "Turns", "UniformLength", "Workload",
+    "StagedArrivals", "SyntheticWorkload", "TraceWorkload", "Turns", "UniformLength", "Workload",
 ]  # fmt: skip
 
 Count = Annotated[int, Field(gt=0, le=10**9)]

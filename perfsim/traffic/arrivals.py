@@ -24,8 +24,10 @@ from perfsim.spec.arrivals import (
     OpenLoop,
     PoissonArrivals,
     QuantisedArrivals,
+    StagedArrivals,
 )
 from perfsim.traffic.chunk import MAX_ARRIVAL_S, Floats
+from perfsim.traffic.stages import Stages
 
 Process = OpenLoop | ClosedLoop
 _STATES = 256  # durations of a bursty process that are drawn at a time
@@ -36,8 +38,8 @@ class ArrivalClock:
 
     Poisson: exponential gaps of mean 1/rate. Gamma: shape 1/cv^2, scale cv^2/rate, hence mean 1/rate and coefficient of
     variation cv. Quantised: Poisson, floor(t/quantum) * quantum. Diurnal, curve and bursty: see above. All of these
-    start with a gap. Constant: i/rate from 0. Closed loop: zeros. Raises InputError when a time exceeds
-    `MAX_ARRIVAL_S`.
+    start with a gap. Constant: i/rate from 0. Stages: one after the other without a pause. Closed loop: zeros. Raises
+    InputError when a time exceeds `MAX_ARRIVAL_S`.
     """
 
     def __init__(self, process: Process, *, rng: np.random.Generator) -> None:
@@ -46,6 +48,7 @@ class ArrivalClock:
         self._count = 0
         self._sum = 0.0
         self._warp = _warp(process, rng)
+        self._stages = Stages(process, rng=rng) if isinstance(process, StagedArrivals) else None
 
     def take(self, count: int) -> Floats:
         """The next `count` arrival times."""
@@ -53,7 +56,9 @@ class ArrivalClock:
         if isinstance(process, ClosedLoop):
             return np.zeros(count)
         with np.errstate(over="ignore", invalid="ignore"):  # a rate near 0: an infinite time is reported below
-            if isinstance(process, ConstantArrivals):
+            if self._stages is not None:
+                times = self._stages.take(count)
+            elif isinstance(process, ConstantArrivals):
                 times = np.arange(self._count, self._count + count, dtype=np.float64) / process.rate
             else:
                 times = self._running_sum(self._gaps(count))
@@ -101,6 +106,8 @@ def peak_rate(process: Process) -> float | None:
         return process.rate * (1.0 + process.amplitude)
     if isinstance(process, BurstyArrivals):
         return max(process.base_rate, process.burst_rate)
+    if isinstance(process, StagedArrivals):
+        return max(rate for rate, _ in process.stages)
     return max(rate for _, rate in process.points) if isinstance(process, CurveArrivals) else None
 
 

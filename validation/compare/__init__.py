@@ -1,0 +1,1 @@
+"""Measured tables against predictions: `python -m validation.compare --table FILE.parquet`."""

@@ -1,0 +1,68 @@
+"""The command line of the comparison.
+
+    python -m validation.compare --table FILE.parquet [--where COLUMN=VALUE]... [--format json]
+
+The kind of table is read off its columns, so that other tables with the same columns work. Shares are fractions, not
+percent: with e = predicted / measured - 1, `mape_mean`, `mape_median` and `mape_p90` are statistics of |e| and `bias`
+is the mean of e (positive: predicted too large). Exit status 2 with one line on stderr for bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from perfsim.errors import PerfsimError
+from validation.compare.kinds import kind_of
+from validation.compare.outcome import report
+from validation.compare.table import read_table, where
+
+
+def compare(path: Path, conditions: Sequence[str] = ()) -> dict[str, Any]:
+    """The comparison of the table at `path`, restricted to rows that meet all COLUMN=VALUE conditions."""
+    table = where(read_table(path), conditions)
+    kept, outcome = kind_of(table).compare(table)
+    return report(kept, outcome, name=path.name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", type=Path, required=True, metavar="FILE.parquet", help="the measured table")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
+                        help="keep rows whose column has this value ('null': none); may be repeated")  # fmt: skip
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    options = parser.parse_args(arguments)
+    try:
+        found = compare(options.table, options.where)
+    except PerfsimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.format == "json":
+        print(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        print("\n".join(text(found)))
+    return 0
+
+
+def text(found: dict[str, Any]) -> Iterator[str]:
+    """The comparison as lines for a terminal, without its groups."""
+    yield f"{found['table']}: {found['rows']:,} rows, {found['expressible']:,} expressible"
+    for reason, count in sorted(found["not_expressible"].items(), key=lambda item: -item[1]):
+        yield f"  {count:>9,}  {reason}"
+    if found["metrics"]:
+        yield f"{'metric':24}{'n':>9}{'mean':>9}{'median':>9}{'p90':>9}{'bias':>9}{'cover 90':>10}{'width':>8}"
+    for name, values in found["metrics"].items():
+        errors = "".join(f"{values[key]:>9.1%}" for key in ("mape_mean", "mape_median", "mape_p90"))
+        cover, width = (_share(values[key]) for key in ("coverage_90", "band_width_median"))
+        yield f"{name:24}{values['n']:>9,}{errors}{values['bias']:>+9.1%}{cover:>10}{width:>8}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"

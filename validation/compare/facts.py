@@ -1,0 +1,90 @@
+"""How tables name devices, models and weight formats, and how their runs were driven: data with sources, read once."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from perfsim.spec import catalog
+from perfsim.spec.yaml import load_yaml
+
+FACTS = Path(__file__).with_name("facts.yaml")
+
+
+class InexpressibleError(Exception):
+    """A run that cannot be expressed; the text is the reason that is counted."""
+
+
+@cache
+def facts(section: str) -> dict[str, Any]:
+    """A section of facts.yaml."""
+    return dict(load_yaml(FACTS)[section])
+
+
+@cache
+def device(name: str | None) -> str:
+    """The accelerator that a table calls `name`; InexpressibleError when perfsim knows none of this name."""
+    if not name:
+        raise InexpressibleError("no device stated")
+    found = facts("devices").get(name) or facts("devices").get(name.lower())
+    known = {entry.lower(): entry for entry in catalog.list_accelerators()}
+    aliases = {alias.lower(): target for alias, target in catalog.aliases("hardware").items()}
+    key = (found or name).lower()
+    key = aliases.get(key, key)
+    if key not in known:
+        raise InexpressibleError(f"no descriptor of device '{name}'")
+    return known[key]
+
+
+@cache
+def model(name: str | None) -> str:
+    """The catalogue's name of the model that a table calls `name`; InexpressibleError when there is no descriptor."""
+    from perfsim.errors import InputError
+
+    if not name:
+        raise InexpressibleError("no model stated")
+    for candidate in (facts("models").get(name), name):
+        if candidate is None:
+            continue
+        try:
+            catalog.model(candidate)
+        except InputError:
+            continue
+        return str(candidate)
+    raise InexpressibleError(f"no descriptor of model '{name}'")
+
+
+@cache
+def node_of(accelerator: str) -> tuple[str, int]:
+    """(name, GPUs) of the usual node of an accelerator."""
+    node = catalog.node(accelerator)
+    return node.name, node.accelerator_count
+
+
+def version_of(engine: str, version: str | None) -> dict[str, Any]:
+    """What `engine` chose by default in `version`; InexpressibleError when the version, or what it chose, is not known.
+
+    facts.yaml lists (first version, defaults) in order; the last one that is not newer holds.
+    """
+    if not version:
+        raise InexpressibleError("engine version not published")
+    found: dict[str, Any] | None = None
+    for entry in facts("engines").get(engine, ()):
+        if _number(str(entry["since"])) <= _number(version):
+            found = entry
+    if found is None:
+        raise InexpressibleError(f"defaults of {engine} {version} not known")
+    return {key: value for key, value in found.items() if key not in ("since", "source", "verified")}
+
+
+def _number(version: str) -> tuple[int, ...]:
+    parts = []
+    for part in version.lstrip("v").split(".")[:3]:
+        digits = ""
+        for letter in part:
+            if not letter.isdigit():
+                break
+            digits += letter
+        parts.append(int(digits or 0))
+    return tuple(parts)

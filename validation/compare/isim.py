@@ -1,0 +1,214 @@
+"""Constant-rate stages against vLLM: inference-sim's experiments, as aggregates per stage and as single requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfsim.spec import catalog
+from validation.compare import facts
+from validation.compare.ask import Answer, Ask, answers, ask
+from validation.compare.beside import companion
+from validation.compare.facts import InexpressibleError
+from validation.compare.outcome import Outcome, Pair, outcome_of
+from validation.compare.runs import run_statistics, runs_of
+from validation.compare.table import Table
+
+STAGES = frozenset({"experiment", "model", "hardware", "tp", "precision", "stage_index", "stages", "system_prompt_len",
+                    "question_len", "output_len", "max_num_batched_tokens", "max_num_seqs", "e2e_mean_ms"})  # fmt: skip
+REQUESTS = frozenset({"experiment", "request_index", "arrival_s", "input_tokens", "output_tokens_configured", "ttft_s",
+                      "e2e_s"})  # fmt: skip
+# Column -> (request column, statistic). The published ITL of the client counts re-tokenised text and is only roughly
+# the time per token; `tpot_derived_ms` is the one to judge by. The raw, halved ITL is not compared.
+LATENCIES = {
+    f"{name}_{statistic}_ms": (f"{name}_s", statistic)
+    for name in ("e2e", "ttft") for statistic in ("mean", "median", "p90", "p95", "p99")
+} | {"itl_mean_ms": ("tpot_s", "mean")}  # fmt: skip
+Row = Mapping[str, Any]
+
+
+def compare_stages(table: Table) -> tuple[Table, Outcome]:
+    """Rows of whole runs (`stage_index` -1) and of their stages; a repeated run counts once."""
+    table = _once(table)
+    rows = table.rows()
+    questions, reasons = _questions(rows)
+    found = answers([question for question in questions if question is not None])
+    pairs: list[Pair] = []
+    for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        if question is None:
+            continue
+        if found[question].refused is not None:
+            reasons[index] = found[question].refused
+            continue
+        pairs += _pairs(index, row, found[question])
+    return table, outcome_of(reasons, pairs)
+
+
+def compare_requests(table: Table) -> tuple[Table, Outcome]:
+    """Requests of whole runs; what was deployed is in the experiments table beside this one."""
+    runs = runs_of(table, ("experiment",))
+    deployed = companion(table, STAGES)
+    rows = {} if deployed is None else {str(row["experiment"]): row for row in deployed.rows()}
+    questions: dict[tuple[Any, ...], Ask] = {}
+    reasons: list[str | None] = [None] * len(table)
+    for run, members in runs.items():
+        row = rows.get(str(run[0]))
+        try:
+            if row is None:
+                raise InexpressibleError(
+                    "deployment not published: no table of experiments with this run beside this one"
+                )
+            questions[run] = question_of({**row, **_measured_lengths(table, members)})
+        except InexpressibleError as missing:
+            for index in members:
+                reasons[index] = str(missing)
+    return table, run_statistics(
+        table, runs, questions, reasons, group_by=("experiment",),
+        measured=_measured_requests, predicted=("ttft_s", "tpot_s", "e2e_s"),
+    )  # fmt: skip
+
+
+def question_of(row: Row) -> Ask:
+    """The scenario of a run; InexpressibleError when a fact about it was not published."""
+    client = facts.facts("clients")["inference_perf"]
+    model = facts.model(row["model"])
+    hardware = facts.device(row["hardware"])
+    if not row.get("stages"):
+        raise InexpressibleError("load not published")
+    stages = json.loads(row["stages"])
+    prompt = _prompt_tokens(row, client["retokenised"])
+    tp, dp = int(row["tp"]), int(row.get("dp") or 1)
+    policy: dict[str, Any] = {
+        "max_num_batched_tokens": int(row["max_num_batched_tokens"]), "max_num_seqs": int(row["max_num_seqs"]),
+        "max_model_len": min(client["max_model_len"], catalog.model(model).max_position_embeddings),
+        "async_scheduling": facts.version_of("vllm", client["engine_version"])["async_scheduling"],
+    }  # fmt: skip
+    policy |= _memory(row, model=model, tp=tp, client=client)
+    content: dict[str, Any] = {
+        "model": model, "hardware": hardware, "engine": "vllm", "policy": policy,
+        "workload": {
+            "kind": "synthetic", "num_requests": sum(int(rate * seconds + 1e-9) for rate, seconds in stages),
+            "arrivals": {"kind": "stages", "stages": stages, "pause": client["pause_s"]},
+            "prompt": {"kind": "fixed", "tokens": prompt}, "output": {"kind": "fixed", "tokens": row["output_len"]},
+            "shared_prefix": {"num_prefixes": client["distinct_prompts"], "tokens": prompt, "order": "rotation"},
+        },
+    }  # fmt: skip
+    content["parallel"] = {"tp": tp}
+    if dp > 1:
+        # Replicas that share nothing, experts neither: a run with dp 2 has the time per token of one replica at half
+        # the rate, far above what experts spread over all of its GPUs would take.
+        content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
+    return ask(content, formats=_formats(row["precision"], model), requests=True)
+
+
+def _memory(row: Row, *, model: str, tp: int, client: Mapping[str, Any]) -> dict[str, Any]:
+    """The KV pool: vLLM's own count where its log was published, else what perfsim works out from the utilisation."""
+    policy: dict[str, Any] = {}
+    if row.get("total_kv_blocks"):
+        policy["kv_cache_blocks"] = int(row["total_kv_blocks"])
+    elif row.get("gpu_mem_util"):
+        policy["gpu_memory_utilization"] = float(row["gpu_mem_util"])
+    else:
+        raise InexpressibleError("size of the KV pool not published")
+    if row.get("cpu_kv_blocks") or row.get("cpu_offload"):
+        # 8 GiB per GPU: of two runs of one model with their logs, the one on two GPUs has twice the blocks.
+        policy["kv_offload"] = {"capacity": client["offload_bytes"] * tp}
+    elif row.get("cpu_offload") is None and not row.get("total_kv_blocks"):
+        raise InexpressibleError("KV offload not published")
+    return policy
+
+
+def _formats(precision: str | None, model: str) -> dict[str, str]:
+    """FP8 runs quantise the projections of a bf16 checkpoint when it is loaded; FP8 checkpoints are as they are."""
+    found = catalog.model(model)
+    if precision == "FP8":
+        if found.linear_dtype in ("bf16", "fp16"):
+            return {"linear_dtype": "fp8", "expert_dtype": "fp8"}
+        return {}
+    if precision in ("FP16", "BF16"):
+        return {}
+    raise InexpressibleError("no precision stated" if not precision else f"precision '{precision}' not known")
+
+
+def _prompt_tokens(row: Row, retokenised: float) -> int:
+    if row.get("mean_input_tokens"):
+        return round(float(row["mean_input_tokens"]))
+    if row.get("input_tokens_per_s") and row.get("requests_per_s"):
+        return round(float(row["input_tokens_per_s"] / row["requests_per_s"]))
+    return round(float(row["system_prompt_len"] + row["question_len"]) * retokenised)
+
+
+def _measured_lengths(table: Table, members: NDArray[np.intp]) -> dict[str, float]:
+    return {"mean_input_tokens": float(np.nanmean(table.numbers("input_tokens")[members]))}
+
+
+def _measured_requests(table: Table) -> dict[str, NDArray[np.float64]]:
+    """Latencies of the requests that were answered; the time per token from the configured length."""
+    ttft, e2e = table.numbers("ttft_s"), table.numbers("e2e_s")
+    failed = table.numbers("has_error") == 1
+    ttft, e2e = np.where(failed, np.nan, ttft), np.where(failed, np.nan, e2e)
+    return {"ttft_s": ttft, "e2e_s": e2e, "tpot_s": (e2e - ttft) / (table.numbers("output_tokens_configured") - 1)}
+
+
+def _once(table: Table) -> Table:
+    """Without rows that repeat another row of the table: the raw run is kept where it is there."""
+    rows = table.rows()
+    kept: dict[tuple[str, int], int] = {}
+    for index, row in enumerate(rows):
+        key = (row.get("same_run_as") or row["experiment"], row["stage_index"])
+        if key not in kept or not row.get("same_run_as"):
+            kept[key] = index
+    mask = np.zeros(len(rows), dtype=bool)
+    mask[list(kept.values())] = True
+    return table.keep(mask)
+
+
+def _questions(rows: list[dict[str, Any]]) -> tuple[list[Ask | None], list[str | None]]:
+    questions: list[Ask | None] = []
+    reasons: list[str | None] = []
+    # What is published for the run as a whole holds for its stages: lengths sent come from the whole run's row.
+    lengths = {row["experiment"]: row["input_tokens_per_s"] / row["requests_per_s"] for row in rows
+               if row["stage_index"] == -1 and row.get("input_tokens_per_s") and row.get("requests_per_s")}  # fmt: skip
+    for row in rows:
+        try:
+            questions.append(question_of({**row, "mean_input_tokens": lengths.get(row["experiment"])}))
+            reasons.append(None)
+        except InexpressibleError as missing:
+            questions.append(None)
+            reasons.append(str(missing))
+    return questions, reasons
+
+
+def _pairs(index: int, row: Row, answer: Answer) -> Iterator[Pair]:
+    found = answer.requests
+    order, stage = found["request_index"], int(row["stage_index"])
+    ends = np.cumsum([int(rate * seconds + 1e-9) for rate, seconds in json.loads(row["stages"])])
+    mask = np.ones(len(order), dtype=bool)
+    if stage >= 0:
+        mask = (order >= (ends[stage - 1] if stage else 0)) & (order < ends[stage])
+    for column, (name, statistic) in LATENCIES.items():
+        if row.get(column):
+            values = found[name][mask]
+            value = 1e3 * float(np.mean(values) if statistic == "mean" else np.quantile(values, _level(statistic)))
+            yield _pair(index, column, row[column], value, answer, f"{name[:-2]}.{statistic}".replace("median", "p50"))
+    if row.get("tpot_derived_ms"):
+        mean = {name: 1e3 * float(np.mean(found[name][mask])) for name in ("e2e_s", "ttft_s")}
+        value = (mean["e2e_s"] - mean["ttft_s"]) / (row["output_len"] - 1)
+        yield _pair(index, "tpot_derived_ms", row["tpot_derived_ms"], value, answer, "tpot.mean")
+    if row.get("requests_per_s"):
+        span = found["arrival_s"][mask].min(), (found["arrival_s"] + found["e2e_s"])[mask].max()
+        value = float(mask.sum() / (span[1] - span[0]))
+        yield _pair(index, "requests_per_s", row["requests_per_s"], value, answer, "throughput.requests_per_s")
+
+
+def _level(statistic: str) -> float:
+    return 0.5 if statistic == "median" else float(statistic[1:]) / 100
+
+
+def _pair(index: int, name: str, measured: float, predicted: float, answer: Answer, path: str) -> Pair:
+    low, high = answer.bands.around(predicted, path)
+    return Pair(index, name, float(measured), predicted, low, high)

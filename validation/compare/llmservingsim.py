@@ -1,0 +1,160 @@
+"""LLMServingSim's vLLM runs: ShareGPT requests at given times, and the engine's state second by second."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfsim.spec import catalog
+from validation.compare import facts
+from validation.compare.ask import Answer, Ask, answers, ask
+from validation.compare.beside import companion
+from validation.compare.facts import InexpressibleError
+from validation.compare.outcome import Outcome, Pair, outcome_of
+from validation.compare.runs import Runs, run_statistics, runs_of
+from validation.compare.table import Table
+
+REQUESTS = frozenset({"hardware", "model", "vllm_version", "tp", "dp", "ep", "max_num_seqs", "max_num_batched_tokens",
+                      "request_index", "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "e2e_s",
+                      "tpot_s"})  # fmt: skip
+SERIES = frozenset({"hardware", "model", "t", "prompt_throughput", "gen_throughput", "running", "waiting",
+                    "kv_cache_pct"})  # fmt: skip
+DEPLOYMENT = ("hardware", "model", "vllm_version", "tp", "dp", "ep", "max_num_seqs", "max_num_batched_tokens")
+BLOCK = 16  # tokens per id of `hash_block_ids`
+
+
+def compare_requests(table: Table) -> tuple[Table, Outcome]:
+    """Per run: the engine's clock, from its queue to the first token and to the last."""
+    reasons: list[str | None] = [None] * len(table)
+    with tempfile.TemporaryDirectory() as folder:
+        runs, questions = _questions(table, Path(folder), reasons)
+        outcome = run_statistics(
+            table, runs, questions, reasons, group_by=DEPLOYMENT,
+            measured=lambda rows: {name: rows.numbers(name) for name in ("ttft_s", "tpot_s", "e2e_s")},
+            predicted=("engine_ttft_s", "tpot_s", "engine_e2e_s"),
+        )  # fmt: skip
+    return table, outcome
+
+
+def compare_series(table: Table) -> tuple[Table, Outcome]:
+    """Running and waiting requests, throughput and KV occupancy of every second; the load is in the requests table."""
+    reasons: list[str | None] = [None] * len(table)
+    pairs: list[Pair] = []
+    load = companion(table, REQUESTS)
+    if load is None:
+        return table, outcome_of(["load not published: no table of requests beside this one"] * len(table), [])
+    with tempfile.TemporaryDirectory() as folder:
+        _, questions = _questions(load, Path(folder), [None] * len(load))
+        by_engine = {(run[0], run[1]): question for run, question in questions.items()}
+        found = answers(list(by_engine.values()))
+    for run, members in runs_of(table, ("hardware", "model")).items():
+        question = by_engine.get(run)
+        refused = "load of this run not published" if question is None else found[question].refused
+        if question is None or refused is not None:
+            for index in members:
+                reasons[index] = refused
+            continue
+        pairs += _series(table, members, found[question])
+    return table, outcome_of(reasons, pairs, group_by=("hardware", "model"))
+
+
+def _questions(table: Table, folder: Path, reasons: list[str | None]) -> tuple[Runs, dict[tuple[Any, ...], Ask]]:
+    """(rows of every run, its scenario); the traces are written to `folder`."""
+    runs = runs_of(table, DEPLOYMENT)
+    rows = table.rows()
+    questions: dict[tuple[Any, ...], Ask] = {}
+    for run, members in runs.items():
+        try:
+            questions[run] = _question([rows[index] for index in members], folder)
+        except InexpressibleError as missing:
+            for index in members:
+                reasons[index] = str(missing)
+    return runs, questions
+
+
+def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
+    first = rows[0]
+    model, hardware = facts.model(first["model"]), facts.device(first["hardware"])
+    tp, dp = int(first["tp"]), int(first["dp"])
+    policy: dict[str, Any] = {
+        "max_num_batched_tokens": int(first["max_num_batched_tokens"]), "max_num_seqs": int(first["max_num_seqs"]),
+        "async_scheduling": facts.version_of("vllm", first["vllm_version"])["async_scheduling"],
+    }  # fmt: skip
+    if first.get("num_kv_tokens"):
+        policy["kv_cache_blocks"] = int(first["num_kv_tokens"]) // BLOCK
+    if first.get("prefix_caching") is not None:
+        policy["enable_prefix_caching"] = bool(first["prefix_caching"])
+    content: dict[str, Any] = {
+        "model": model, "hardware": hardware, "engine": "vllm", "policy": policy,
+        "workload": {"kind": "trace", "trace": str(_trace(rows, folder))},
+    }  # fmt: skip
+    experts = any(group.mlp is not None and group.mlp.kind == "moe" for group in catalog.model(model).layers)
+    if dp > 1 and not experts:
+        content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
+        dp = 1
+    content["parallel"] = {"tp": tp, "dp": dp, "ep": tp * dp if first.get("ep") else 1}
+    return ask(content, requests=True)
+
+
+def _trace(rows: list[dict[str, Any]], folder: Path) -> Path:
+    """The requests as a trace; they reach the engine when they did, not when they were planned to."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrival = "queued_engine_s" if rows[0].get("queued_engine_s") is not None else "arrival_s"
+    rows = sorted(rows, key=lambda row: (row[arrival], row["request_index"]))
+    columns: dict[str, Any] = {
+        "arrival_s": pa.array([row[arrival] for row in rows], pa.float64()),
+        "prompt_tokens": pa.array([row["prompt_tokens"] for row in rows], pa.int64()),
+        "output_tokens": pa.array([row["output_tokens"] for row in rows], pa.int64()),
+    }
+    if rows[0].get("hash_block_ids") is not None:
+        columns["hash_block_ids"] = pa.array(list(_whole_prompts(rows)), pa.list_(pa.int64()))
+        columns["hash_block_tokens"] = pa.array([BLOCK] * len(rows), pa.int64())
+    name = hashlib.sha256(repr([tuple(row.items()) for row in rows]).encode()).hexdigest()[:16]
+    path = folder / f"{name}.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def _whole_prompts(rows: list[dict[str, Any]]) -> Iterator[list[int]]:
+    """The ids of full blocks, and one of its own for the rest of a prompt, which nobody shares."""
+    fresh = 1 + max((max(row["hash_block_ids"], default=0) for row in rows), default=0)
+    for number, row in enumerate(rows):
+        partial = row["prompt_tokens"] % BLOCK > 0
+        yield [*row["hash_block_ids"], fresh + number] if partial else list(row["hash_block_ids"])
+
+
+def _series(table: Table, members: NDArray[np.intp], answer: Answer) -> list[Pair]:
+    """Predicted state at each time; a second's tokens are spread evenly between a request's first and last one."""
+    found = answer.requests
+    at = table.numbers("t")[members]
+    queued, begun, first, end = (found[key] for key in ("queued_s", "scheduled_s", "first_token_s", "finish_s"))
+    zero = queued.min()
+    queued, begun, first, end = queued - zero, begun - zero, first - zero, end - zero
+    moment = at[:, None]
+    gaps = np.maximum(end - first, 1e-9)
+    share = np.clip((moment - first) / gaps, 0, 1) - np.clip((moment - 1 - first) / gaps, 0, 1)
+    started = (first > moment - 1) & (first <= moment)
+    said = {
+        "running": ((begun <= moment) & (end > moment)).sum(axis=1),
+        "waiting": ((queued <= moment) & (begun > moment)).sum(axis=1),
+        "gen_throughput": (share * (found["output_tokens"] - 1)).sum(axis=1) + started.sum(axis=1),
+        "kv_cache_pct": _occupancy(answer, at),
+    }
+    return [Pair(int(row), name, float(real), float(value)) for name, values in said.items()
+            for row, real, value in zip(members, table.numbers(name)[members], values, strict=True)]  # fmt: skip
+
+
+def _occupancy(answer: Answer, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Percent of the KV blocks in use, averaged over the bin of the timeline that holds each time."""
+    line, blocks = answer.timeline, answer.metrics["kv_cache"]["blocks"]
+    series = 100.0 * np.array(line["kv_blocks"], dtype=np.float64) / blocks
+    place = (at / line["bin_s"]).astype(int)
+    return np.where(place < len(series), series[np.minimum(place, len(series) - 1)], np.nan)
