@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from perfsim.metrics.aggregate import Aggregate
+from perfsim.metrics.offload import offload_metrics
 from perfsim.metrics.summary import GroupUse, Outcome
 from perfsim.metrics.usage import Usage, mean_batch
 from perfsim.serving.check import BookkeepingError, Ledger, check_conservation
@@ -89,7 +90,9 @@ class Books:
             rejected=rejected,
             backlog=_waiting_at(aggregated.timeline, self._ledger.last_arrival),
             replicas=rows,
-            service=({} if cluster is None else service_metrics(cluster)) | speculation_metrics(engines, self._ledger),
+            service=({} if cluster is None else service_metrics(cluster))
+            | speculation_metrics(engines, self._ledger)
+            | offload_metrics(engines, prompt_tokens=aggregated.metrics["counts"]["prompt_tokens"]),
             notes=served.notes,
         )
 

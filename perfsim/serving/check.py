@@ -61,11 +61,11 @@ def check_conservation(
     """Raise BookkeepingError unless requests, tokens, token gaps, blocks and time of all `engines` together add up.
 
     requests  sent = finished + rejected + failed; a retry and a hand-over are one more submission
-    tokens    computed in steps = K/V of finished requests - found in the cache + dropped by preemptions and failures
-              + handed over and never used + rejected drafts
+    tokens    computed in steps = K/V of finished requests - found in the cache - loaded from the host + dropped by
+              preemptions and failures + handed over and never used + rejected drafts
     gaps      every output token but the first follows another or comes with it; their gaps sum to last minus first
               token time, those of requests that a failure stopped included
-    blocks    all free again
+    blocks    all free again; of the KV tier, none on its way and those stored are there or evicted
     Little    the time integral of the number in the engines = the sum of times in them; `unused_seconds` were spent in
               prefill engines by requests whose K/V were lost later, less what others spent between two engines
     """
@@ -81,7 +81,7 @@ def check_conservation(
     if total("submitted") != sent + submitted_again:
         problems.append(f"{sent} requests sent and {submitted_again} once more, {total('submitted'):.0f} submitted")
     expected = ledger.kv_tokens - total("saved_tokens") + total("lost_tokens") + total("moved_tokens")
-    expected += ledger.rejected
+    expected += ledger.rejected - total("loaded_tokens")
     if ledger.tokens != expected or total("scheduled_tokens") != ledger.tokens:
         problems.append(f"{ledger.tokens:.0f} tokens computed, {expected:.0f} accounted for")
     if ledger.token_gaps + total("lost_gaps") != 0:
@@ -93,6 +93,7 @@ def check_conservation(
     if not _close(total("request_seconds"), inside):
         problems.append(f"Little's law: {total('request_seconds')!r} and {inside!r} request-seconds")
     problems += [wrong for engine in engines if (wrong := engine.kv.check())]
+    problems += [wrong for engine in engines if engine.offload is not None and (wrong := engine.offload.check())]
     if problems:
         raise BookkeepingError("; ".join(problems))
 

@@ -19,6 +19,7 @@ from perfsim.serving.adapters import AdapterSlots
 from perfsim.serving.admission import admit
 from perfsim.serving.batch import DecodeBatch
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
+from perfsim.serving.offload import Offload
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_in_order, schedule_together
@@ -65,8 +66,8 @@ class Engine(EngineFront):
         if self.work is not None:
             self.work.cut(at, ahead=0)
             self.now = self.work.end()
-        elif self.now == float("inf"):
-            self.now = at
+        else:
+            self.now = min(self.now, at)
         self.complete()
         running = []
         for request in self.running:
@@ -141,6 +142,8 @@ class Engine(EngineFront):
         lagging = self.in_flight and self.config.async_scheduling
         if self.incoming or self.notices:
             self._see(self.last_start if lagging else self.now)
+        if self.offload is not None:
+            self._see_tier(self.offload)
         if self.ended and not lagging:
             self._give_back()
         if self.ready:
@@ -150,11 +153,12 @@ class Engine(EngineFront):
         if self.work is not None:
             return self.work
         self.in_flight = False
+        more = self.offload is not None and self._see_tier(self.offload, everything=True)
         if lagging:
             self._see(self.now)
             self._give_back()
             self._join_ready()
-        elif self.preemptions == preemptions:
+        elif self.preemptions == preemptions and not more:
             return None
         self.work = self._schedule()
         while self.work is None and self.preemptions > preemptions:  # everyone was preempted: now blocks are free
@@ -165,6 +169,12 @@ class Engine(EngineFront):
     def _see(self, cutoff: float) -> None:
         if self.see(cutoff):
             self.blocked = False
+
+    def _see_tier(self, offload: Offload, *, everything: bool = False) -> bool:
+        news = offload.see(everything=everything)
+        if news:
+            self.blocked = False
+        return news
 
     def _join_ready(self) -> None:
         while self.ready and len(self.running) < self.config.max_num_seqs:
@@ -197,7 +207,7 @@ class Engine(EngineFront):
     def _schedule(self) -> Work | None:
         """Form a batch as vLLM does: running requests first, then admissions while blocks, slots and budget last."""
         batch, kv = self.batch, self.kv
-        if batch.size and not self.prefilling and (self.blocked or not self.waiting):
+        if batch.size and not self.prefilling and (self.blocked or not (self.waiting or self.loaded)):
             need = batch.new_blocks()
             if need <= kv.free and batch.tokens <= self.config.max_num_batched_tokens:
                 return self._decode_work(need, limit=1 if self.late else _NO_LIMIT)
@@ -207,24 +217,35 @@ class Engine(EngineFront):
         if chunks is None:
             chunks, stalled, preempted = schedule_in_order(self)
         budget = self.config.max_num_batched_tokens - self.batch.tokens - sum(tokens for _, tokens in chunks)
-        if self.waiting and not preempted and budget > 0 and (chunks or not self.blocked):
+        if (self.waiting or self.loaded) and not preempted and budget > 0 and (chunks or not self.blocked):
             admit(self, budget, chunks)
         self.stalled, self.rejoining = stalled, list(stalled)
         if chunks:
             return self._mixed_work(chunks)
         if self.batch.size:
-            again = stalled or preempted or self.late or (self.waiting and not self.blocked)
+            queued = self.waiting or self.loaded
+            again = stalled or preempted or self.late or (queued and not self.blocked)
             return self._decode_work(0, limit=1 if again else _NO_LIMIT)
+        self._tell_tier(())
         self._rejoin()
         # No step came between: only those who have waited for longer than that still owe a gap of their own.
         self.late += [request for request in stalled if request.last_token < self.now]
         self.stalled = []
         return None
 
+    def _tell_tier(self, chunks: Sequence[tuple[Request, int]]) -> None:
+        """A batch has been formed: what it computes goes to the host, as does what found no room there before."""
+        if self.offload is None:
+            return
+        batch = [(request, request.computed + chunk) for request, chunk in chunks]
+        again = [(request, request.prompt) for request in self.offload.starved if request.decoding]
+        self.offload.scheduled(sorted(batch + again, key=_place) if again else batch)
+
     # --- executing --------------------------------------------------------------------------------------------------
 
     def _mixed_work(self, chunks: list[tuple[Request, int]]) -> Work:
         """One step with prefill work; decodes take part in it."""
+        self._tell_tier(chunks)
         decodes = self.batch.size
         context, growth = self.batch.attended()
         tokens = self.batch.tokens
@@ -261,10 +282,11 @@ class Engine(EngineFront):
     def _decode_work(self, need: int, *, limit: int) -> Work:
         """As many equal decode steps, at most `limit`, as nothing can change in; the first one takes `need` blocks."""
         batch, kv = self.batch, self.kv
-        if self.incoming or self.notices or (self.ended and (self.waiting or self.ready)):
+        if self.incoming or self.notices or (self.ended and (self.waiting or self.ready or self.loaded)):
             limit = 1  # what arrived or was freed during the step in flight counts from the next one on
         if need:
             kv.take(need)
+        self._tell_tier(())
         if self.ended:
             self._give_back()
         if limit > 1:
@@ -304,6 +326,8 @@ class Engine(EngineFront):
         self.done = work
         self.in_flight = True
         self.work = None
+        if self.offload is not None:
+            self.offload.stepped(work)
         batch.advance(count)
         if self.rejoining:
             self._rejoin()
@@ -356,6 +380,10 @@ class Engine(EngineFront):
         request.computed = 0
         request.preemptions += 1
         self.waiting.push_preempted(request)
+
+
+def _place(scheduled: tuple[Request, int]) -> int:
+    return scheduled[0].order
 
 
 def _admission(request: Request) -> int:

@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+from perfsim.cost.host_tier import TierPlan
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span
 from perfsim.serving.acceptance import Acceptance, mean_emission
 from perfsim.serving.adapters import AdapterSlots
 from perfsim.serving.kv_cache import KVCache
+from perfsim.serving.offload import Offload
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.timing import TIME_EPS
@@ -53,6 +55,7 @@ class EngineConfig:
     acceptance: tuple[float, ...] = ()
     lookahead: int = 0
     seed: int = 0
+    tier: TierPlan | None = None
 
     @property
     def mean_emission(self) -> float:
@@ -98,6 +101,7 @@ class EngineFront(ABC):
         self.incoming: deque[Request] = deque()  # submitted, not yet seen by the scheduler
         self.notices: deque[tuple[float, Request]] = deque()  # K/V that have arrived or been fetched, not yet seen
         self.ready: deque[Request] = deque()  # their K/V have arrived, no slot yet
+        self.loaded: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()  # theirs from the KV tier have
         self.abroad: dict[Request, None] = {}  # blocks set aside for K/V on their way in, or held on their way out
         self.withdrawn: dict[Request, None] = {}  # their K/V will never come, not yet seen
         self.work: Work | None = None  # the steps in flight; more than one can still be cut short
@@ -109,6 +113,7 @@ class EngineFront(ABC):
         self.scheduled_tokens = 0
         self.saved_tokens = 0  # found in the prefix cache
         self.cut_off_tokens = 0  # accepted drafts beyond the end of a request
+        self.loaded_tokens = 0  # loaded from the KV tier
         self.lost_tokens = 0  # dropped by preemptions and failures
         self.moved_tokens = 0  # K/V that left to another engine, minus those that came from one
         self.lost_gaps = 0  # token gaps of requests that a failure stopped, and their seconds
@@ -117,6 +122,7 @@ class EngineFront(ABC):
         self.population = 0  # requests in the engine, and its integral over time
         self.request_seconds = 0.0
         self._counted_at = 0.0
+        self.offload = None if config.tier is None else Offload(self, config.tier)
 
     def submit(self, request: Request) -> None:
         """A request reaches the engine's queue at `request.queued`; never before what `advance` has passed.
@@ -163,9 +169,11 @@ class EngineFront(ABC):
                 return  # a hook announced an arrival at this very boundary
             work = self.plan()
             if work is None:
-                self.now = float("inf")
-                return
+                self.now = float("inf") if self.offload is None else self.offload.rest()
+                continue
             self.price(work)
+            if self.offload is not None:
+                work.count = self.offload.steps(work, runs=True)
             self.now = work.end()
 
     def drain(self) -> None:
@@ -202,8 +210,7 @@ class EngineFront(ABC):
         if self.on_wake is not None:
             self.on_wake(at, self.work is not None)
         elif self.work is None:
-            if self.now == float("inf"):
-                self.now = at
+            self.now = min(self.now, at)
         elif self.work.count > 1:  # under async scheduling the batch of the step after this one is formed already
             self.work.cut(at, ahead=1 if self.config.async_scheduling else 0)
             self.now = self.work.end()
@@ -220,14 +227,14 @@ class EngineFront(ABC):
         return float("-inf") if self.done is None else self.done.last_start()
 
     @property
-    def aside(self) -> int:
-        """Requests that are neither running nor in the queue, because of their adapter."""
-        return len(self.skipped)
-
-    @property
     def idle(self) -> bool:
         """Whether nothing is left to do, here or for others."""
         return not (self.waiting or self.incoming or self.notices or self.ready or self.abroad or self.population)
+
+    @property
+    def aside(self) -> int:
+        """Requests that are neither running nor in the queue, because of the KV tier or of their adapter."""
+        return len(self.skipped) + (0 if self.offload is None else self.offload.aside)
 
     def see(self, cutoff: float) -> bool:
         """Queue what has arrived up to `cutoff`; whether the head of the queue may have become admissible."""
@@ -292,6 +299,8 @@ class EngineFront(ABC):
     def give_back(self, request: Request, tokens: int, *, unhashed: int = 0, resumes: bool = False) -> None:
         """Free the blocks of a request that has slots for `tokens` tokens, of which the last ones are not hashed."""
         self.kv.release(request, tokens, hashed=tokens - unhashed, resumes=resumes)
+        if self.offload is not None and not resumes:
+            self.offload.leave(request)
         if request.beside:
             self.kv.put_back_blank(request.beside)
 
@@ -342,13 +351,15 @@ class EngineFront(ABC):
             lost.append(request)
             self._forget(request, last_token)
         arriving = [request for request in self.abroad if request.remote]
+        if self.offload is not None:
+            arriving += self.offload.abandon()
         while self.waiting:
             lost.append(self.waiting.take())
             self._forget(lost[-1], lost[-1].last_token)
         for request in (*self.ready, *arriving, *self.incoming):
             lost.append(request)
             self._forget(request, request.last_token)
-        for queue in (self.ready, self.abroad, self.incoming, self.notices, self.withdrawn):
+        for queue in (self.ready, self.loaded, self.abroad, self.incoming, self.notices, self.withdrawn):
             queue.clear()
         self.kv = KVCache(
             self.config.total_blocks, block_size=self.config.block_size, caching=self.config.prefix_caching

@@ -16,32 +16,16 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
+from perfsim.cost.host_tier import TierPlan
 from perfsim.serving.host_link import Line, Range, Transfer
 from perfsim.serving.request import Request
 
 # Chunks of a prompt that share nothing with others have a key of their own, beyond all keys of traffic.
 PRIVATE = 1 << 140
 Draw = Callable[[str, Request, float, float, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class TierPlan:
-    """The tier of one scheduler: `chunks` chunks of `chunk_blocks` engine blocks; one of its GPUs moves its part of a
-    block in `block_s` seconds, and all of them load `load_bytes` and store `store_bytes` per block.
-
-    `setup` is seconds per transfer.
-    """
-
-    chunks: int
-    chunk_blocks: int
-    block_s: float
-    load_bytes: float
-    store_bytes: float
-    setup: float
 
 
 class Segment:
@@ -102,6 +86,7 @@ class KvTier:
         self.loads, self.stores = Line(), Line()
         self.decided: list[Transfer] = []  # stores that start with the next step
         self.stored = self.evicted = 0  # chunks put in and taken out
+        self.version = 0  # of what decides whether a store finds room
         self.draw: Draw | None = None
         self._heap: list[tuple[int, int, int, Segment]] = []
         self._ranks = self._pushes = self._count = 0
@@ -157,7 +142,7 @@ class KvTier:
             segment.pins += 1
         passage.used.add((first, stop))
         passage.next = stop
-        seconds = self.plan.setup + found * self.plan.block_s
+        seconds = self.plan.setup + found * self.plan.load_s
         transfer = Transfer(request, ranges, found)
         start = self.loads.submit(transfer, at, seconds)
         if self.draw is not None:
@@ -196,7 +181,7 @@ class KvTier:
     def submit(self, at: float) -> None:
         """A step begins: the stores decided with the one before it start."""
         for transfer in self.decided:
-            start = self.stores.submit(transfer, at, self.plan.setup + transfer.blocks * self.plan.block_s)
+            start = self.stores.submit(transfer, at, self.plan.setup + transfer.blocks * self.plan.store_s)
             if self.draw is not None:
                 self.draw("store", transfer.request, start, transfer.end, transfer.blocks * self.plan.store_bytes)
         self.decided.clear()
@@ -215,7 +200,9 @@ class KvTier:
                 self._may_go(segment)
             self.passage(transfer.request).stores -= 1
             stored = True
-        return arrived, stored or bool(arrived)
+        changed = stored or bool(arrived)
+        self.version += changed
+        return arrived, changed
 
     def touch(self, request: Request) -> None:
         """A request has finished: what it stored and loaded becomes the most recent, its head above its tail."""
@@ -299,6 +286,7 @@ class KvTier:
         return second
 
     def _insert(self, ranges: list[Range]) -> None:
+        self.version += 1
         for key, first, stop in ranges:
             self._ranks += 1
             self._count += 1

@@ -88,8 +88,7 @@ class LockstepGroup:
             if self.now >= self.until - TIME_EPS:
                 return
             if not self._plan():
-                self.now = float("inf")
-                return
+                self.now = min(rank.offload.next_event() if rank.offload else float("inf") for rank in self.ranks)
 
     def drain(self) -> None:
         """Run until nothing is left to do."""
@@ -102,8 +101,8 @@ class LockstepGroup:
         self.advance(at)
         if self._works:
             self._cut(at, ahead=0)
-        elif self.now == float("inf"):
-            self.now = at
+        else:
+            self.now = min(self.now, at)
         end = self.now
         lost: list[Request] = []
         for rank in self.ranks:
@@ -116,8 +115,8 @@ class LockstepGroup:
     def _wake(self, at: float, running: bool) -> None:
         if self._works:  # only a rank in flight has formed its next batch already
             self._cut(at, ahead=1 if running and self.steps.async_scheduling else 0)
-        elif self.now == float("inf"):
-            self.now = at
+        else:
+            self.now = min(self.now, at)
 
     def _cut(self, at: float, *, ahead: int) -> None:
         for work in self._works:
@@ -133,13 +132,24 @@ class LockstepGroup:
             self.until = min(self.until, rank.until)
 
     def _plan(self) -> bool:
-        works = [work for rank in self.ranks if (work := rank.plan()) is not None]
+        works = []
+        for rank in self.ranks:
+            work = rank.plan()
+            if work is not None:
+                works.append(work)
+            elif rank.offload is not None:
+                rank.offload.rest()
         if not works:
             return False
         tokens = sum(work.tokens for work in works) + DUMMY_TOKENS * self.steps.queries * (len(self.ranks) - len(works))
         count, first, slope = self._price(works, tokens)
         for work in works:
             work.count, work.first, work.slope, work.group_tokens = count, first, slope, tokens
+        for rank in self.ranks:
+            if rank.offload is not None:
+                count = min(count, rank.offload.steps(works[0], runs=rank.work is not None))
+        for work in works:
+            work.count = count
         self._works = works
         self.now = works[0].end()
         return True

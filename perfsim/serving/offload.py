@@ -20,7 +20,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perfsim.serving.kv_tier import KvTier, TierPlan
+from perfsim.cost.host_tier import TierPlan
+from perfsim.serving.kv_tier import KvTier
 from perfsim.serving.request import Request
 from perfsim.serving.timing import TIME_EPS, run_seconds, steps_until
 from perfsim.serving.work import Work
@@ -46,7 +47,7 @@ class Offload:
         self.loading: dict[Request, int] = {}
         self.delayed = False
         self._passed_over = False
-        self._starved: dict[Request, None] = {}  # the tier had no room for what they computed
+        self._starved: dict[Request, int] = {}  # the tier had no room for what they computed, in that version
         self.crowded_out = 0  # stores that found no room, for now at least
         self._left: list[Request] = []  # have finished, the tier does not know yet
         self._lag = 3 if config.async_scheduling else 1
@@ -203,8 +204,9 @@ class Offload:
 
     @property
     def starved(self) -> list[Request]:
-        """Requests that try again in every step to store what they have computed."""
-        return list(self._starved)
+        """Requests that try again in every step to store what they have computed; those it would help."""
+        version = self.tier.version
+        return [request for request, tried in self._starved.items() if tried != version]
 
     def scheduled(self, batch: Chunks) -> None:
         """A batch has been formed: (request, tokens of it that will be computed then), in the engine's order."""
@@ -212,9 +214,9 @@ class Offload:
         for request, tokens in batch:
             if tier.offer(request, tokens):
                 self._starved.pop(request, None)
-            elif request not in self._starved:
-                self._starved[request] = None
-                self.crowded_out += 1
+            else:
+                self.crowded_out += request not in self._starved
+                self._starved[request] = tier.version
         self._part()
 
     def _part(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from perfsim.cost.adapters import adapter_load_seconds
+from perfsim.cost.host_tier import tier_plan
 from perfsim.cost.memory import MemoryPlan, memory_plan
 from perfsim.cost.step_model import CompiledSteps, compile_steps
 from perfsim.errors import InputError
@@ -68,6 +69,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         async_scheduling=scenario.asynchronous,
         reserve_full_isl=policy.scheduler_reserve_full_isl,
         watermark_blocks=int(policy.watermark * memory.kv_blocks),
+        tier=tier_plan(scenario, block_size=memory.block_size),
         max_loras=0 if lora is None else lora.max_loras,
         adapter_load=adapter_load_seconds(scenario.model, lora, scenario.hardware, tp=parallel.tp),
         acceptance=() if speculative is None else speculative.chances(),
@@ -129,6 +131,10 @@ def plan_groups(scenario: Scenario) -> tuple[GroupPlan, ...]:
         plan = plan_replica(own)
         if group.role != "both" and own.policy.lora is not None:
             raise InputError(f"policy.lora: not modelled with prefill and decode replicas, got group '{group.name}'")
+        if group.role != "both" and own.policy.kv_offload is not None:
+            raise InputError(
+                f"policy.kv_offload: not modelled with prefill and decode replicas, got group '{group.name}'"
+            )
         if group.role == "prefill":
             plan = replace(plan, config=replace(plan.config, prefill_only=True))
         plans.append(GroupPlan(group, own, plan))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from perfsim.serving.kv_cache import Run
+    from perfsim.serving.kv_tier import Passage
     from perfsim.serving.speculative_batch import Path
 
 
@@ -20,9 +21,9 @@ class Request:
 
     __slots__ = (
         "adapter", "arrival", "base", "beside", "blocks", "cached", "computed", "decoding", "emitted", "ends",
-        "fetched", "finish", "finish_step", "first_token", "held", "index", "keys", "last_token", "node_blocks",
-        "node_index", "order", "output", "path", "position", "preemptions", "priority", "prompt", "queued", "received",
-        "remote", "rounds", "run", "run_start", "scheduled", "session", "stint",
+        "fetched", "finish", "finish_step", "first_token", "held", "index", "keys", "last_token", "loaded",
+        "node_blocks", "node_index", "order", "output", "passage", "path", "position", "preemptions", "priority",
+        "prompt", "queued", "received", "remote", "rounds", "run", "run_start", "scheduled", "session", "stint",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +56,7 @@ class Request:
         self.computed = 0  # tokens whose K/V exist, while not decoding
         self.emitted = 0  # output tokens produced
         self.cached = 0  # prompt tokens found in the prefix cache at the first admission
+        self.loaded = 0  # those loaded from the KV tier then
         self.order = 0  # place in the engine's sequence of admissions
         self.decoding = False
         self.base = 0
@@ -62,6 +64,7 @@ class Request:
         self.rounds = 0  # verifications of drafts so far
         self.blocks = 0  # of its growing cache, drafts included; kept under speculative decoding, while not decoding
         self.path: Path | None = None  # what its verifications will bring, while decoding
+        self.passage: Passage | None = None  # owned by the KV tier
         # KV bookkeeping, owned by KVCache
         self.beside = 0  # blocks for windows, chunks and states
         self.held: list[Run] = []

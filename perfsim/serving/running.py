@@ -33,7 +33,7 @@ def schedule_together(engine: Engine) -> Chunks | None:
         last = engine.prefilling == list(islice(reversed(engine.running), len(engine.prefilling)))[::-1]
         for request in engine.prefilling:
             tokens = request.prompt + request.emitted - request.computed
-            if config.long_prefill_token_threshold and len(engine.running) + len(engine.waiting) > 1:
+            if config.long_prefill_token_threshold and len(engine.running) + len(engine.waiting) + engine.aside > 1:
                 tokens = min(tokens, config.long_prefill_token_threshold)
             if tokens > budget:
                 if not last or budget <= 0:
@@ -66,7 +66,8 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
     config, kv, size = engine.config, engine.kv, engine.config.block_size
     budget = config.max_num_batched_tokens
     order = [request for request in engine.running if request.finish >= 0.0 or request not in engine.ended]
-    threshold = config.long_prefill_token_threshold if len(engine.running) + len(engine.waiting) > 1 else 0
+    crowd = len(engine.running) + len(engine.waiting) + engine.aside
+    threshold = config.long_prefill_token_threshold if crowd > 1 else 0
     granted: dict[Request, int] = {}
     preempted = False
     index = 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
+from perfsim.serving.offload import GONE, NOTHING, Offload
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.work import Work
@@ -36,8 +37,8 @@ class StepwiseEngine(EngineFront):
     def fail(self, at: float) -> list[Request]:
         """As `Engine.fail`."""
         self.advance(at)
-        if self.now == float("inf"):
-            self.now = at
+        if self.work is None:
+            self.now = min(self.now, at)
         self.complete()
         lost = self.abandon([(request, request.last_token) for request in self.running if request not in self.ended])
         self.running, self.ended = [], []
@@ -89,12 +90,17 @@ class StepwiseEngine(EngineFront):
         """As `Engine.plan`."""
         lagging = self.in_flight and self.config.async_scheduling
         self.see(self.last_start if lagging else self.now)
+        if self.offload is not None:
+            self.offload.see()
         if not lagging:
             self.unknown = {}
             self._give_back()
         self._join_ready()
         preemptions = self.preemptions
         batch = self._form_batch()
+        more = not batch and self.offload is not None and self.offload.see(everything=True)
+        if more and not lagging:
+            batch = self._form_batch()
         if not batch and lagging:
             self.unknown = {}
             self.see(self.now)
@@ -137,7 +143,7 @@ class StepwiseEngine(EngineFront):
         """vLLM's `Scheduler.schedule`, request by request."""
         config, kv = self.config, self.kv
         budget = config.max_num_batched_tokens
-        threshold = config.long_prefill_token_threshold if len(self.running) + len(self.waiting) > 1 else 0
+        threshold = config.long_prefill_token_threshold if len(self.running) + len(self.waiting) + self.aside > 1 else 0
         threshold = threshold or budget
         batch: list[tuple[Request, int]] = []
         order = [request for request in self.running if request.finish >= 0.0 or request not in self.ended]
@@ -171,20 +177,50 @@ class StepwiseEngine(EngineFront):
             batch.append((request, tokens))
             budget -= tokens
             at += 1
-        while self.waiting and not preempted and budget > 0 and len(self.running) < config.max_num_seqs:
+        if not preempted:
+            self._admit(batch, budget, threshold)
+            self.unskip()
+        if self.offload is not None:
+            self.offload.looked()
+            self.offload.scheduled([(request, request.computed + tokens) for request, tokens in batch])
+        return batch
+
+    def _admit(self, batch: list[tuple[Request, int]], budget: int, threshold: int) -> None:
+        """Second half of `Scheduler.schedule`: prompts whose K/V have been loaded, then the queue."""
+        while (self.waiting or self.loaded) and budget > 0 and len(self.running) < self.config.max_num_seqs:
+            if self.offload is not None and self.loaded:
+                admitted = self.offload.admit(most=threshold, budget=budget, occupied=bool(self.running))
+                if admitted is None:
+                    return
+                self.running.append(admitted[0])
+                batch.append(admitted)
+                budget -= admitted[1]
+                continue
             if self.slots is not None and self.skip_head({other.adapter for other, _ in batch} - {-1}):
                 continue
+            if self.offload is not None:
+                verdict = self._fetch(self.offload, batch)
+                if verdict == GONE:
+                    continue
+                if verdict != NOTHING:
+                    return
             if self.waiting.head().remote:
                 if not self.set_aside(self.waiting.head()):
-                    break
+                    return
                 continue
             chunk = admit_head(self, min(threshold, budget), budget)
             if not chunk:
-                break
+                return
             batch.append((self.running[-1], chunk))
             budget -= chunk
-        self.unskip()
-        return batch
+
+    def _fetch(self, offload: Offload, batch: list[tuple[Request, int]]) -> str:
+        head = self.waiting.head()
+        hits, idle = self.kv.lookup(head, (head.target - 1) // self.config.block_size)
+        prefilling = [other for other in self.running if not other.decoding and other not in self.ended]
+        return offload.fetch(
+            head, hits, idle, prefilling=prefilling, chunks=batch, occupied=bool(self.running)
+        )  # fmt: skip
 
     def _preempt(self, request: Request, taken: int) -> None:
         """Take the blocks of a running request, `taken` tokens of this step included, even if it has just ended."""
@@ -237,6 +273,8 @@ class StepwiseEngine(EngineFront):
         self.scheduled_tokens += work.tokens
         self.done = work
         self.work = None
+        if self.offload is not None:
+            self.offload.stepped(work)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
