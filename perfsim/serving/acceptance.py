@@ -16,12 +16,13 @@ class Acceptance:
     equation 1, for equal a). Draws are independent; that easy passages accept more in a row is neglected.
     """
 
-    __slots__ = ("_reach", "_seed", "drafts")
+    __slots__ = ("_reach", "_seed", "cut_off", "drafts")
 
     def __init__(self, chances: tuple[float, ...], *, seed: int) -> None:
         self.drafts = len(chances)
         self._reach = np.cumprod(chances)[::-1].copy()  # P(at least i accepted), ascending
         self._seed = seed
+        self.cut_off = 0  # tokens accepted beyond the end of a request, so far
 
     def accepted(self, index: int, count: int) -> NDArray[np.int64]:
         """Accepted drafts in the first `count` verifications of request `index`, had each `drafts` to verify."""

@@ -93,13 +93,6 @@ class DecodeBatch:
         """Blocks that the next step takes."""
         return self.block_phase[self.step % self.block_size]
 
-    def equal_steps(self, free: int, limit: int) -> int:
-        """How many steps, at most `limit`, are alike and last with `free` blocks after the first one's are taken."""
-        limit = min(limit, self.steps_left())
-        if free < self.size * (limit // self.block_size + 1):
-            return self.steps_with_blocks(free, limit)
-        return limit
-
     def steps_left(self) -> int:
         """Steps from `step` on, in which nothing completes before the last one, no window fills and no chunk begins."""
         completions = self.completions

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
-from perfsim.serving.adapters import AdapterSlots
 from perfsim.serving.admission import admit
 from perfsim.serving.batch import DecodeBatch
 from perfsim.serving.front import EngineConfig, EngineFront, Hook
@@ -24,7 +23,7 @@ from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_in_order, schedule_together
 from perfsim.serving.speculative_batch import SpeculativeBatch
-from perfsim.serving.work import Work
+from perfsim.serving.work import Extras, Work
 
 _NO_LIMIT = 1 << 62
 
@@ -48,6 +47,7 @@ class Engine(EngineFront):
         self.batch = self._new_batch()
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
         self.admissions = 0
+        self.special = self.acceptance is not None or self.slots is not None
 
     def _new_batch(self) -> DecodeBatch | SpeculativeBatch:
         config = self.config
@@ -85,8 +85,8 @@ class Engine(EngineFront):
 
     def price(self, work: Work) -> None:
         """Set the times of `work`, and end it where its steps no longer last affinely longer."""
-        if work.lora[1]:
-            self._price_adapted(work)
+        if work.extras is not None and work.extras.lora_adapters:
+            self._price_adapted(work, work.extras)
         elif work.tokens > work.decodes:  # prefill chunks, or drafts
             work.first = self.steps.step_seconds(
                 work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
@@ -95,15 +95,15 @@ class Engine(EngineFront):
             run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count)
             work.count, work.first, work.slope = run
 
-    def _price_adapted(self, work: Work) -> None:
+    def _price_adapted(self, work: Work, extras: Extras) -> None:
         if work.tokens > work.decodes:
             work.first = self.steps.step_seconds(
-                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, work.lora
+                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, extras.lora
             )
         else:
-            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, work.lora)
+            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, extras.lora)
             work.count, work.first, work.slope = run
-        work.first += work.load
+        work.first += extras.load
 
     # --- one boundary -----------------------------------------------------------------------------------------------
 
@@ -117,7 +117,8 @@ class Engine(EngineFront):
                 self.recorder.gap(now - request.last_token)
             self.late, self.stalled = self.stalled, []
         while (completed := batch.pop_completed()) is not None:
-            self._end(completed)
+            batch.leave(completed)
+            self._finish(completed)
         if not self.emitting:
             return
         for request in self.emitting:
@@ -267,9 +268,7 @@ class Engine(EngineFront):
         work = Work(
             self.now, 1, tokens + new, decodes + len(chunks), decodes, new, context, growth, pairs, read, waiting
         )  # fmt: skip
-        if self.slots is not None:
-            self._adapt(work, self.slots, chunks)
-        return work
+        return self._special(work, chunks) if self.special else work
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(causal pairs, K/V entries read) of prefill chunks that are computed already, per window."""
@@ -290,21 +289,25 @@ class Engine(EngineFront):
         if self.ended:
             self._give_back()
         if limit > 1:
-            limit = batch.equal_steps(kv.free, limit)
+            limit = min(limit, batch.steps_left())
+            if kv.free < batch.size * (limit // batch.block_size + 1):
+                limit = batch.steps_with_blocks(kv.free, limit)
         context, growth = batch.attended()
         waiting, size, tokens = len(self.waiting) + len(self.incoming), batch.size, batch.tokens
         work = Work(self.now, limit, tokens, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
-        if self.slots is not None:
-            self._adapt(work, self.slots, ())
-        return work
+        return self._special(work, ()) if self.special else work
 
-    def _adapt(self, work: Work, slots: AdapterSlots, chunks: Sequence[tuple[Request, int]]) -> None:
-        """Count the adapters of a step and bring them to the GPU."""
+    def _special(self, work: Work, chunks: Sequence[tuple[Request, int]]) -> Work:
+        """Count the drafts that a step will accept, and its adapters, which are brought to the GPU."""
+        if self.slots is None:
+            work.extras = Extras(self.batch.accepted, 0, 0, 0.0)
+            return work
         tokens = self.batch.adapted_tokens() + sum(chunk for request, chunk in chunks if request.adapter >= 0)
         active = self.adapters(chunks)
-        work.lora, work.load = (tokens, len(active)), slots.use(active)
-        if work.load:
+        work.extras = Extras(self.batch.accepted, tokens, len(active), self.slots.use(active))
+        if work.extras.load:
             work.count = 1  # the other steps do not wait
+        return work
 
     def adapters(self, chunks: Sequence[tuple[Request, int]]) -> set[int]:
         """The distinct adapters of the decoding requests and of those that compute `chunks`."""
@@ -313,14 +316,14 @@ class Engine(EngineFront):
     def _close(self, work: Work) -> None:
         """The steps in flight have been executed: write the segment down and move the sums to its end."""
         batch = self.batch
-        decodes, count, accepted = batch.size, work.count, batch.accepted
+        decodes, count, extras = batch.size, work.count, work.extras or ()
         if count > 1:
             self.kv.take(batch.blocks_in_run(count))
         self.recorder.segment((
             work.start, count, work.first, work.slope, work.tokens, work.logits, decodes, decodes - len(self.late),
-            decodes + accepted + len(self.emitting), work.prefill, len(self.running), work.waiting,
-            self.kv.total - self.kv.free, work.group_tokens, accepted, *work.lora, work.load, *work.context,
-            *work.growth, *work.pairs, *work.read,
+            decodes + batch.accepted + len(self.emitting), work.prefill, len(self.running), work.waiting,
+            self.kv.total - self.kv.free, work.group_tokens, *work.context, *work.growth, *work.pairs,
+            *work.read, *extras,
         ))  # fmt: skip
         self.scheduled_tokens += count * work.tokens
         self.done = work
@@ -339,12 +342,6 @@ class Engine(EngineFront):
         self.rejoining = []
 
     # --- membership -------------------------------------------------------------------------------------------------
-
-    def _end(self, request: Request) -> None:
-        if isinstance(self.batch, SpeculativeBatch):
-            self.cut_off_tokens += self.batch.surplus(request)
-        self.batch.leave(request)
-        self._finish(request)
 
     def _finish(self, request: Request) -> None:
         self.ended.append(request)

@@ -112,7 +112,6 @@ class EngineFront(ABC):
         self.submitted = self.preemptions = 0
         self.scheduled_tokens = 0
         self.saved_tokens = 0  # found in the prefix cache
-        self.cut_off_tokens = 0  # accepted drafts beyond the end of a request
         self.loaded_tokens = 0  # loaded from the KV tier
         self.lost_tokens = 0  # dropped by preemptions and failures
         self.moved_tokens = 0  # K/V that left to another engine, minus those that came from one
@@ -225,6 +224,11 @@ class EngineFront(ABC):
     def last_start(self) -> float:
         """When the step that ends now began, or the last one that was executed."""
         return float("-inf") if self.done is None else self.done.last_start()
+
+    @property
+    def cut_off_tokens(self) -> int:
+        """Accepted drafts beyond the end of a request."""
+        return 0 if self.acceptance is None else self.acceptance.cut_off
 
     @property
     def idle(self) -> bool:

@@ -215,7 +215,7 @@ class PipelineEngine(EngineFront):
         self.recorder.segment((
             work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, len(flight.emitting),
             work.prefill,
-            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, 0, 0, 0, 0.0,
-            *work.context, *work.growth, *work.pairs, *work.read,
+            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, *work.context,
+            *work.growth, *work.pairs, *work.read,
         ))  # fmt: skip
         self.scheduled_tokens += work.tokens

@@ -23,15 +23,16 @@ REQUEST_COLUMNS = (
 SEGMENT_COLUMNS = (
     "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences",
     "emitted", "prefill_tokens", "running", "waiting", "kv_blocks",
-    "group_tokens", "accepted", "lora_tokens", "lora_adapters", "load_s",
+    "group_tokens",
 )  # fmt: skip
+EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s")  # zeros where an engine has none of it
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
 
 
 def segment_columns(windows: int) -> tuple[str, ...]:
     """Names of a segment's columns: attention sums repeat per window, with a suffix after the first."""
     extra = [name + (f"_{index}" if index else "") for name in WINDOW_COLUMNS for index in range(windows)]
-    return (*SEGMENT_COLUMNS, *extra)
+    return (*SEGMENT_COLUMNS, *extra, *EXTRA_COLUMNS)
 
 
 class Sink(Protocol):
@@ -82,7 +83,7 @@ class Recorder:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
     def segment(self, row: tuple[float, ...]) -> None:
-        """One run of steps; `row` follows `segment_columns`."""
+        """One run of steps; `row` follows `segment_columns`, with or without `EXTRA_COLUMNS` but always alike."""
         self._segments.append(row)
         if len(self._segments) >= self._limit:
             self._flush_segments()
@@ -116,11 +117,12 @@ class Recorder:
 
     def _flush_segments(self) -> None:
         if self._segments:
-            flat = np.fromiter(chain.from_iterable(self._segments), np.float64, len(self._segments) * len(self._names))
-            table = flat.reshape(-1, len(self._names))
+            rows, width = len(self._segments), len(self._segments[0])
+            table = np.fromiter(chain.from_iterable(self._segments), np.float64, rows * width).reshape(rows, width)
             self.segments += len(table)
             self.steps += int(table[:, self._names.index("steps")].sum())
-            columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self._names)}
+            columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self._names[:width])}
+            columns |= dict.fromkeys(self._names[width:], np.zeros(rows))
             for sink in self._sinks:
                 sink.add_segments(columns)
             self._segments = []

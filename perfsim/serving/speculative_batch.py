@@ -121,6 +121,8 @@ class SpeculativeBatch:
         self._enter(path, done, -1)
         for index, attended in enumerate(path.attended):
             self._attended[index] -= int(attended[done])
+        if done == path.steps:
+            self._acceptance.cut_off += path.surplus
         request.decoding = False
         request.emitted += int(path.tokens[done] - path.tokens[0])
         request.computed = int(path.tokens[done])
@@ -175,13 +177,13 @@ class SpeculativeBatch:
         """Draft tokens that the next step turns into output."""
         return self._growth.at(self.step) - self.size
 
-    def surplus(self, request: Request) -> int:
-        """Draft tokens accepted beyond the end of a request that has just completed."""
-        return 0 if request.path is None else request.path.surplus
-
-    def equal_steps(self, free: int, limit: int) -> int:
-        """Every step emits another number of tokens."""
+    def steps_left(self) -> int:
+        """One: every step emits another number of tokens."""
         return 1
+
+    def steps_with_blocks(self, free: int, limit: int) -> int:
+        """How many steps, at most `limit`, the blocks last; those of the first step are already taken."""
+        return limit
 
     def attended(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(attended tokens in step `step`, their growth per step), each per span."""

@@ -14,7 +14,7 @@ from perfsim.serving.front import EngineConfig, EngineFront, Hook
 from perfsim.serving.offload import GONE, NOTHING, Offload
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
-from perfsim.serving.work import Work
+from perfsim.serving.work import Extras, Work
 
 if TYPE_CHECKING:
     from perfsim.serving.pipeline import PipelineEngine
@@ -68,7 +68,7 @@ class StepwiseEngine(EngineFront):
         emitted = 1 + min(self.draws[request][request.rounds], tokens - 1)
         kept = min(emitted, request.output - request.emitted)
         request.rounds += 1
-        self.cut_off_tokens += emitted - kept
+        self.acceptance.cut_off += emitted - kept
         return kept
 
     def _emit(self, request: Request, tokens: int) -> None:
@@ -118,11 +118,12 @@ class StepwiseEngine(EngineFront):
 
     def price(self, work: Work) -> None:
         """The time of one step from the work of every sequence in it."""
-        adapters = (work.lora,) if work.lora[1] else ()
+        extras = work.extras
+        adapters = () if extras is None or not extras.lora_adapters else (extras.lora,)
         work.first = self.steps.step_seconds(
             work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, *adapters
         )
-        work.first += work.load
+        work.first += 0.0 if extras is None else extras.load
 
     def _join_ready(self) -> None:
         while self.ready and len(self.running) < self.config.max_num_seqs:
@@ -258,17 +259,18 @@ class StepwiseEngine(EngineFront):
         if self.slots is not None:
             adapted = [(request.adapter, tokens) for request, tokens in batch if request.adapter >= 0]
             active = {adapter for adapter, _ in adapted}
-            work.lora, work.load = (sum(tokens for _, tokens in adapted), len(active)), self.slots.use(active)
+            work.extras = Extras(0, sum(tokens for _, tokens in adapted), len(active), self.slots.use(active))
         return work
 
     def _close(self, work: Work, *, accepted: int) -> None:
         emitting = accepted + sum(
             request.decoding or request.computed + tokens == request.target for request, tokens in self.batch
         )
+        extras = (work.extras or Extras(0, 0, 0, 0.0))._replace(accepted=accepted)
         self.recorder.segment((
             work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, emitting, work.prefill,
-            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, accepted, *work.lora,
-            work.load, *work.context, *work.growth, *work.pairs, *work.read,
+            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, *work.context,
+            *work.growth, *work.pairs, *work.read, *extras,
         ))  # fmt: skip
         self.scheduled_tokens += work.tokens
         self.done = work

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from perfsim.serving.timing import TIME_EPS, run_seconds, steps_until
 
 Sums = tuple[int, ...]
+
+
+class Extras(NamedTuple):
+    """Of a step with drafts or LoRA adapters: the last columns of a segment.
+
+    `load` seconds pass before the step while adapters are copied to the GPU.
+    """
+
+    accepted: int
+    lora_tokens: int
+    lora_adapters: int
+    load: float
+
+    @property
+    def lora(self) -> tuple[int, int]:
+        """(tokens with an adapter, distinct adapters)."""
+        return self.lora_tokens, self.lora_adapters
 
 
 class Work:
@@ -16,7 +35,7 @@ class Work:
     """
 
     __slots__ = (
-        "context", "count", "decodes", "first", "group_tokens", "growth", "load", "logits", "lora", "pairs", "prefill",
+        "context", "count", "decodes", "extras", "first", "group_tokens", "growth", "logits", "pairs", "prefill",
         "read", "slope", "start", "tokens", "waiting",
     )  # fmt: skip
 
@@ -37,8 +56,7 @@ class Work:
         self.waiting = waiting
         self.group_tokens = tokens
         self.first = self.slope = 0.0
-        self.lora = (0, 0)  # tokens with an adapter, distinct adapters
-        self.load = 0.0  # seconds of copying adapters to the GPU before the step
+        self.extras: Extras | None = None
 
     def end(self) -> float:
         """When the last step ends."""
