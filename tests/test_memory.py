@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from perfsim.cost.memory import MemoryPlan, memory_plan
 from perfsim.errors import InfeasibleError
-from perfsim.ops.params import kv_bytes_per_token, weight_bytes
+from perfsim.ops.params import absorbed_bytes_per_gpu, kv_bytes_per_token, weight_bytes, weight_bytes_per_gpu
 from perfsim.serving.replica import plan_replica
 from perfsim.spec import catalog
 from perfsim.spec.calibration import EngineProfile
@@ -48,7 +48,8 @@ def test_the_cache_takes_what_is_left(model: str, utilization: float, block_size
     left = usable - found.weights - found.activations - found.runtime - found.kv_cache
     assert -1e-3 <= left < block
     arch = catalog.model(model)
-    assert found.weights <= weight_bytes(arch) < tp * found.weights * (1 + 1e-12)
+    stored = weight_bytes(arch) + absorbed_bytes_per_gpu(arch, tp=1)
+    assert found.weights <= stored < tp * found.weights * (1 + 1e-12)
     assert kv_bytes_per_token(arch) * block_size <= tp * block
     if tp == 1:
         assert block == kv_bytes_per_token(arch) * block_size
@@ -148,6 +149,25 @@ def test_a_cache_smaller_than_its_windows_is_no_cache() -> None:
         plan("openai--gpt-oss-20b", kv_cache_blocks=2)
     # The null block, one that all layers share, and one for the windows.
     assert plan("openai--gpt-oss-20b", kv_cache_blocks=3).kv_blocks == 3
+
+
+def test_latent_attention_keeps_its_expansion_twice() -> None:
+    # DeepSeek-V3: 61 layers, 128 heads, a latent of 512 expanded to 128 + 128; copies in bf16 although stored as fp8.
+    arch, copies = catalog.model("deepseek-ai--DeepSeek-V3"), 61 * 128 * 512 * (128 + 128) * 2
+    for tp in (1, 8):
+        assert absorbed_bytes_per_gpu(arch, tp=tp) == copies / tp
+    found = plan("deepseek-ai--DeepSeek-V3", "h200-141gb-sxm", tp=8)
+    assert found.weights == pytest.approx(weight_bytes_per_gpu(arch, tp=8) + copies / 8, rel=1e-12)
+    half = absorbed_bytes_per_gpu(arch, tp=1, pp=2)
+    assert half == pytest.approx(copies * 31 / 61, rel=1e-12)
+    assert absorbed_bytes_per_gpu(catalog.model("llama-3.1-8b-instruct"), tp=1) == 0
+
+
+def test_a_recurrent_model_alone_keeps_no_checkpoints() -> None:
+    # vLLM caches no prefixes of attention-free models, so a sequence holds one state whatever is asked for.
+    on, off = (plan("mistralai--Mamba-Codestral-7B-v0.1", enable_prefix_caching=value) for value in (True, False))
+    assert (on.kv_blocks, on.window_blocks) == (off.kv_blocks, off.window_blocks)
+    assert on.window_blocks == 0
 
 
 def test_windowed_layers_alone_keep_their_whole_context() -> None:

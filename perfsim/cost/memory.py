@@ -9,7 +9,7 @@ from typing import NamedTuple
 from perfsim.errors import InfeasibleError
 from perfsim.ops.cache import CacheDType, bounded_bytes, entry_bytes, growing_bytes
 from perfsim.ops.lora import adapter_bytes
-from perfsim.ops.params import state_bytes_per_layer, weight_bytes_per_gpu
+from perfsim.ops.params import absorbed_bytes_per_gpu, state_bytes_per_layer, weight_bytes_per_gpu
 from perfsim.ops.speculation import drafter_bytes, with_drafter
 from perfsim.spec.calibration import EngineProfile
 from perfsim.spec.hardware import Accelerator
@@ -60,8 +60,9 @@ def memory_plan(
     `kv_cache_memory` replaces the sum, `kv_cache_blocks` the block count.
     Blocks and what a sequence holds beside them follow vLLM's hybrid KV cache manager, see `_cache_layout`. The
     policy's None fields must have been filled in.
-    A drafter's layers count like the model's own, LoRA slots like weights. Neglected: allocator fragmentation, CUDA
-    graphs (vLLM captures them after sizing the cache), K/V of a separate draft model.
+    A drafter's layers count like the model's own; LoRA slots and what engines copy of MLA's weights like weights.
+    Neglected: allocator fragmentation, CUDA graphs (vLLM captures them after sizing the cache), K/V of a separate draft
+    model.
     Raises InfeasibleError, binding "HBM capacity", when weights and activations leave no room for the cache.
     """
     tp, pp = parallel.tp, parallel.pp
@@ -70,6 +71,7 @@ def memory_plan(
         raise ValueError("the policy is not resolved: load the scenario, or fill in its limits")
     held = with_drafter(model, policy.speculative)
     weights = weight_bytes_per_gpu(held, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
+    weights += absorbed_bytes_per_gpu(held, tp=tp, pp=pp)
     weights += drafter_bytes(model, policy.speculative, tp=tp)
     if policy.lora is not None:
         weights += policy.lora.max_loras * adapter_bytes(model, policy.lora, tp=tp)
@@ -158,8 +160,9 @@ def _cache_layout(
     - a recurrent state: one page per group of layers, two where prefix caching keeps a checkpoint beside it. Blocks
       grow until one layer's entries fill a page (vLLM's `_align_hybrid_block_size`). Neglected: checkpoints that stay.
 
-    Without growing layers, recurrent models have blocks of `longest` tokens, a state each (as vLLM without prefix
-    caching: no prefix is ever found), and windowed ones are charged as if they kept their whole context.
+    Without growing layers, recurrent models have blocks of `longest` tokens, a state each, and no checkpoints: no
+    prefix is ever found (vLLM's `is_prefix_caching_supported` turns caching off for attention-free models). Windowed
+    ones are charged as if they kept their whole context.
     """
     growing = entry = held = page = 0.0
     bounded: dict[int, float] = {}
@@ -176,7 +179,7 @@ def _cache_layout(
     if not growing and any(bounded.values()):
         growing, bounded = sum(bounded.values()), {}
     if not growing:
-        return _Layout(longest, held, state_copies - 1)
+        return _Layout(longest, held, 0)
     if page:
         latent = any(isinstance(group.attention, MultiHeadLatentAttention) for group in model.layers)
         step = max(block_size, 128 if latent else 16)

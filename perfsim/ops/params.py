@@ -24,12 +24,13 @@ from perfsim.spec.model import (
     Mamba2,
     MixtureOfExperts,
     ModelArch,
+    MultiHeadLatentAttention,
 )
 
 __all__ = [
-    "Parameters", "active_params", "check_tensor_parallel", "kv_bytes_per_token", "kv_bytes_per_token_per_gpu",
-    "mtp_params", "state_bytes_per_layer",
-    "state_bytes_per_sequence", "text_params", "total_params", "vision_params", "weight_bytes", "weight_bytes_per_gpu",
+    "Parameters", "absorbed_bytes_per_gpu", "active_params", "check_tensor_parallel", "kv_bytes_per_token",
+    "kv_bytes_per_token_per_gpu", "mtp_params", "state_bytes_per_layer", "state_bytes_per_sequence", "text_params",
+    "total_params", "vision_params", "weight_bytes", "weight_bytes_per_gpu",
 ]  # fmt: skip
 
 
@@ -105,6 +106,23 @@ def weight_bytes_per_gpu(model: ModelArch, *, tp: int, dp: int = 1, ep: int = 1,
     layers = model.num_hidden_layers
     heaviest = ends if model.tie_word_embeddings else ends / 2
     return (whole - ends - vision) * -(-layers // pp) / layers + heaviest + vision
+
+
+def absorbed_bytes_per_gpu(model: ModelArch, *, tp: int, pp: int = 1) -> float:
+    """Bytes of the copies that engines make of MLA's K/V expansion, to fold it into queries and outputs at decode.
+
+    In the activation dtype whatever the checkpoint's, beside the original that prefill needs: W_UK_T and W_UV of vLLM's
+    `process_weights_after_loading` (vllm/model_executor/layers/attention/mla_attention.py, 0.32), w_kc and w_vc of
+    SGLang. Of `pp` stages ceil(layers / pp) mean layers. Neglected: fp8 and fp4 copies on AMD GPUs.
+    """
+    numbers = 0
+    for group in model.layers:
+        mla = group.attention
+        if isinstance(mla, MultiHeadLatentAttention):
+            heads = mla.num_attention_heads // tp
+            numbers += group.count * heads * mla.kv_lora_rank * (mla.qk_nope_head_dim + mla.v_head_dim)
+    layers = model.num_hidden_layers
+    return float(numbers * ACTIVATION_BYTES[model.dtype]) * -(-layers // pp) / layers
 
 
 def kv_bytes_per_token(model: ModelArch) -> float:
