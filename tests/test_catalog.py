@@ -74,6 +74,9 @@ def test_every_alias_has_a_target() -> None:
         (catalog.model, "lama-2-7b-hf", "unknown model 'lama-2-7b-hf'; did you mean 'llama-2-7b-hf'?"),
         (catalog.node, "h100-80gb-sxn", "unknown hardware 'h100-80gb-sxn'; did you mean 'h100-80gb-sxm'?"),
         (catalog.node, "dgx-h10", "unknown hardware 'dgx-h10'; did you mean 'dgx-h100'?"),
+        (catalog.hardware, "nvlink4", "unknown hardware 'nvlink4'; did you mean 'nvlink-4'?"),
+        (catalog.hardware, "nvme-gen9", "unknown hardware 'nvme-gen9'; did you mean 'nvme-gen6'?"),
+        (catalog.hardware, "gb200-nvl72-9x", "unknown hardware 'gb200-nvl72-9x'; did you mean 'gb200-nvl72-8x'?"),
         (catalog.accelerator, "b20", "unknown accelerator 'b20'; did you mean 'b200'?"),
     ],
 )  # fmt: skip

@@ -156,6 +156,7 @@ def test_files_that_are_no_scenario(run: Run, tmp_path: Path, content: bytes, ex
         (["show", "model", "lama-2-7b-hf"], "did you mean 'llama-2-7b-hf'?"),
         (["show", "model", "absent.json"], "absent.json"),
         (["show", "hardware", "h100-80gb-sxn"], "did you mean 'h100-80gb-sxm'?"),
+        (["show", "hardware", "nvlink4"], "did you mean 'nvlink-4'?"),
         (["list", "modles"], "modles"),
     ],
     ids=lambda value: " ".join(value)[-50:] if isinstance(value, list) else "",

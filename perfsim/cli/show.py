@@ -66,7 +66,9 @@ def hardware(name: Annotated[str, typer.Argument(help="Name of an accelerator, n
                                                  show_default=False)],
              output: FormatOption = Format.table) -> None:  # fmt: skip
     """Show a piece of hardware, the source of every value, and which values nobody has verified."""
-    found = _hardware(name)
+    from perfsim.spec import catalog
+
+    found = catalog.hardware(name)
     if output is Format.json:
         print_json({**found.model_dump(mode="json"), **_derived(found)})
         return
@@ -86,19 +88,6 @@ def hardware(name: Annotated[str, typer.Argument(help="Name of an accelerator, n
         typer.echo("\nNot verified (marked ?)")
     for row in doubts:
         typer.echo(f" {row['field']}: {row['note'] or row['source']}")
-
-
-def _hardware(name: str) -> Any:
-    """Whatever has this name; an accelerator before the node that an alias of it may also stand for."""
-    from perfsim.errors import InputError
-    from perfsim.spec import catalog
-
-    for load in (catalog.accelerator, catalog.link, catalog.storage):
-        try:
-            return load(name)
-        except InputError:
-            continue
-    return catalog.machine(name)
 
 
 def _derived(found: Any) -> dict[str, Any]:

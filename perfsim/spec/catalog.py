@@ -9,7 +9,7 @@ are file stems, Hugging Face ids (`org/Name` is the stem `org--Name`), aliases (
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -189,6 +189,24 @@ def link(name: str) -> LinkType:
 def storage(name: str) -> Storage:
     """The kind of store of this name; InputError, with the nearest name, when there is none."""
     return load_storage(_find("storage", name).path)
+
+
+def hardware(name: str) -> Accelerator | LinkType | Storage | Node | Cluster:
+    """Whatever has this name; an accelerator before the node that an alias of it may also stand for.
+
+    Raises InputError, with the nearest of all these names, when there is none.
+    """
+    kinds: tuple[tuple[Kind, Callable[[str], Accelerator | LinkType | Storage]], ...] = (
+        ("accelerator", accelerator), ("link", link), ("storage", storage),
+    )  # fmt: skip
+    for kind, load in kinds:
+        if name.strip().lower() in _names(kind):
+            return load(name)
+    is_file = name.lower().endswith((".yaml", ".yml"))
+    others = {key: entry for kind in ("node", "cluster", "link", "storage") for key, entry in _names(kind).items()}
+    if not is_file and name.strip().lower() not in others:
+        _find("accelerator", name, also=others)
+    return machine(name)
 
 
 def trace_path(name_or_path: str | Path) -> Path:
