@@ -18,6 +18,7 @@ from perfsim.serving.closed_form import steady_state
 from perfsim.serving.replica import plan_groups, plan_replica
 from perfsim.serving.service import serve
 from perfsim.spec import catalog
+from perfsim.uncertainty.bands import with_bands
 
 if TYPE_CHECKING:
     from perfsim.serving.trace import Trace
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, float], None]
 
+MIN_SAMPLES, MAX_SAMPLES = 2, 100_000
+
 
 def simulate(
     scenario: Scenario, *, seed: int | None = None, progress: Progress | None = None, stepwise: bool = False,
-    requests_path: Path | None = None, trace: Trace | None = None,
+    requests_path: Path | None = None, trace: Trace | None = None, bands: bool = False, samples: int | None = None,
 ) -> Result:  # fmt: skip
     """Replay the scenario's traffic on its deployment and report everything about it.
 
     `seed` replaces the scenario's; `stepwise` recomputes every step from its sequences (slow, for checking);
     `progress(requests sent, simulated seconds)` is called now and then; `requests_path` receives one Parquet row per
-    request, `trace` the timeline (`report.trace_file` writes one for Perfetto). Raises InputError for a bad trace,
-    InfeasibleError when the model does not fit.
+    request, `trace` the timeline (`report.trace_file` writes one for Perfetto). `bands` adds uncertainty bands, which
+    takes about eight runs more; `samples` makes them from so many draws of all factors (see `quantify`). Raises
+    InputError for a bad trace, InfeasibleError when the model does not fit.
     """
     if seed is not None:
         scenario = scenario.model_copy(update={"seed": seed})
@@ -49,21 +53,42 @@ def simulate(
         with _no_garbage_collection():
             served = serve(scenario, groups, sinks=books.sinks, progress=progress, stepwise=stepwise, trace=trace,
                            begin=books.aggregate.begin)  # fmt: skip
-    return make_result(scenario, books.close(served), version=__version__)
+    result = make_result(scenario, books.close(served), version=__version__)
+    return quantify(result, scenario, samples=samples) if bands or samples is not None else result
 
 
-def estimate(scenario: Scenario) -> Result:
+def quantify(result: Result, scenario: Scenario, *, samples: int | None = None) -> Result:
+    """The result of `simulate(scenario)` with 5-95% bands of its headline metrics; all other values stay.
+
+    First order without `samples`, else the quantiles of that many runs; see `perfsim.uncertainty.bands`. Raises
+    InputError for fewer than two samples.
+    """
+    _check_samples(samples)
+    return with_bands(result, scenario, rerun=simulate, samples=samples)
+
+
+def estimate(scenario: Scenario, *, bands: bool = False, samples: int | None = None) -> Result:
     """The steady state of the scenario in closed form: means instead of percentiles, milliseconds instead of a replay.
 
     See `perfsim.serving.closed_form` for what is neglected. Past saturation the latencies are None and a warning says
-    "unstable". Raises InputError for a deployment of more than one replica.
+    "unstable". `bands` and `samples` as for `simulate`; a band without an upper end reaches into instability. Raises
+    InputError for a deployment of more than one replica.
     """
+    _check_samples(samples)
     if not scenario.deployment.single:
         raise InputError("deployment: the closed form knows one replica and no failures; use simulate")
     plan = plan_replica(scenario)
     steady = steady_state(scenario, plan, trace_path=catalog.trace_path)
     group = GroupUse(scenario, plan.memory)
-    return make_result(scenario, steady_outcome(steady, scenario.slo, group), version=__version__)
+    result = make_result(scenario, steady_outcome(steady, scenario.slo, group), version=__version__)
+    if not bands and samples is None:
+        return result
+    return with_bands(result, scenario, rerun=estimate, samples=samples)
+
+
+def _check_samples(samples: int | None) -> None:
+    if samples is not None and not MIN_SAMPLES <= samples <= MAX_SAMPLES:
+        raise InputError(f"samples: expected {MIN_SAMPLES} to {MAX_SAMPLES:,} draws, got {samples}")
 
 
 @contextmanager

@@ -37,6 +37,13 @@ class Format(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
+SamplesOption = Annotated[
+    int | None,
+    typer.Option("--samples", metavar="N", show_default=False, help="Bands from N runs, all coefficients drawn anew."),
+]
+BandsOption = Annotated[
+    bool, typer.Option("--bands/--no-bands", help="5-95% bands of the headline metrics, from about eight more runs.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +156,12 @@ class ScenarioFlags:
 
         ((engine, text),) = given.items()
         return read_command(engine, text)
+
+
+def check_bands(*, bands: bool, samples: int | None) -> None:
+    """InputError for samples of bands that nobody wants."""
+    if samples is not None and not bands:
+        raise InputError("--samples makes bands and --no-bands leaves them out; give one of the two")
 
 
 def takes_scenario(verb: Callable[..., None]) -> Callable[..., None]:

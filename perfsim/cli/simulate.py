@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perfsim.cli.common import Format, FormatOption, ScenarioFlags, console, print_json, takes_scenario, with_report
+from perfsim.cli.common import (
+    BandsOption,
+    Format,
+    FormatOption,
+    SamplesOption,
+    ScenarioFlags,
+    check_bands,
+    console,
+    print_json,
+    takes_scenario,
+    with_report,
+)
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
@@ -34,14 +45,18 @@ def simulate(
     stepwise: Annotated[
         bool, typer.Option("--stepwise", help="Compute every engine step by itself: slow, same answer; for checking.")
     ] = False,
+    samples: SamplesOption = None,
+    bands: BandsOption = True,
 ) -> None:
     """Simulate a scenario request by request and report latency, throughput, cache, cost and energy."""
     from perfsim.cli.progress import progress_bar
     from perfsim.cli.run_folder import RunFolder
 
+    check_bands(bands=bands, samples=samples)
     resolved, report = flags.resolve_command()
     folder = RunFolder(directory) if directory is not None else None
     from perfsim.report.trace_file import TraceFile  # heavy, as the next: not before the input is known to be good
+    from perfsim.run import quantify
     from perfsim.run import simulate as run_simulate
 
     if folder is not None or resolved.workload.kind == "trace":
@@ -54,6 +69,8 @@ def simulate(
         result = run_simulate(resolved, progress=progress, stepwise=stepwise, trace=trace,
                               requests_path=None if folder is None else folder.requests_path)  # fmt: skip
         wall_s = perf_counter() - began
+        if bands:
+            result = quantify(result, resolved, samples=samples)
     result = with_report(result, report)
     if trace is not None and trace.note is not None:
         print(f"trace.pftrace is not complete: {trace.note}", file=sys.stderr)

@@ -82,6 +82,7 @@ class Aggregate:
         self._completed = self._good = self._failed = 0
         self._rejected: dict[str, int] = {}
         self._sums = dict.fromkeys(_SUMS, 0)
+        self._longest = 0
         self.first_arrival, self.last_finish = math.inf, -math.inf
         self._engine_time = 0.0
         if kv_blocks is not None:
@@ -119,6 +120,7 @@ class Aggregate:
         self._completed += arrival.size
         for name in _SUMS:
             self._sums[name] += int(np.sum(columns[name], dtype=np.int64))
+        self._longest = max(self._longest, int((np.asarray(columns["prompt_tokens"]) + output).max()))
         self.first_arrival = min(self.first_arrival, float(arrival.min()))
         self.last_finish = max(self.last_finish, float(finish.max()))
         self._engine_time += float((finish - queued).sum())
@@ -152,7 +154,8 @@ class Aggregate:
             "goodput": self._goodput(makespan),
             "slo": self._verdicts(latencies),
             "counts": {"requests": self._requests(), "completed": self._completed,
-                       "rejected": sum(self._rejected.values()), "failed": self._failed, **self._sums},
+                       "rejected": sum(self._rejected.values()), "failed": self._failed, **self._sums,
+                       "longest_context": self._longest},
             "rejected_for": dict(self._rejected),
             "prefix_cache": {"hit_rate": _ratio(self._sums["cached_tokens"], self._sums["prompt_tokens"])},
             **self._occupancy(),

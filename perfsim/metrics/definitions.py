@@ -28,6 +28,15 @@ STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 # The latencies that belong to one request, so that a request can keep or break a promise about them; ITL belongs to
 # a token.
 PER_REQUEST = ("ttft", "tpot", "e2e")
+# What gets an uncertainty band: everything that depends on how long work takes.
+HEADLINE = (
+    *(f"{name}.{stat}" for name in LATENCIES for stat in STATISTICS), "makespan_s", "throughput.requests_per_s",
+    "throughput.output_tokens_per_s", "throughput.prompt_tokens_per_s", "throughput.total_tokens_per_s",
+    "throughput.max_requests_per_s", "load", "goodput.fraction", "goodput.requests_per_s", "prefix_cache.hit_rate",
+    "kv_cache.occupancy_mean", "kv_cache.occupancy_peak", "batch.mean_sequences", "queue.mean_waiting", "cost.usd",
+    "cost.usd_per_request", "cost.usd_per_million_output_tokens", "cost.usd_per_million_tokens", "energy.joules",
+    "energy.joules_per_output_token", "energy.mean_power_w",
+)  # fmt: skip
 
 _TABLE: tuple[MetricDef, ...] = (
     MetricDef("ttft", "TTFT", "s", "lower", "time to first token at the client: first token received - request sent"),
@@ -57,6 +66,7 @@ _TABLE: tuple[MetricDef, ...] = (
     MetricDef("counts.failed", "Failed", "requests", "lower", "given up after failures of replicas"),
     MetricDef("counts.prompt_tokens", "Prompt tokens", "tokens", "neither", "of completed requests, cached or not"),
     MetricDef("counts.output_tokens", "Output tokens", "tokens", "neither", "of completed requests"),
+    MetricDef("counts.longest_context", "Longest context", "tokens", "neither", "prompt + output of one request"),
     MetricDef("counts.cached_tokens", "Cached prompt tokens", "tokens", "higher", "found in the prefix cache"),
     MetricDef("counts.preemptions", "Preemptions", "", "lower", "times a running request lost its KV blocks"),
     MetricDef("prefix_cache.hit_rate", "Prefix-cache hits", "fraction", "higher", "cached / all prompt tokens"),

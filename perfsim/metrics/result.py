@@ -21,9 +21,10 @@ class Result:
     `scenario` is the resolved scenario; `metrics`, `curves` (latency quantiles at `curves.probability`), `timeline`
     and `simulation` come from `metrics.aggregate`. `breakdown` is seconds per component and sums to the makespan,
     `bound` the share of busy time per limiting resource, `memory` bytes per GPU. `provenance` says where the
-    coefficients come from and which are unverified. `replicas` has one entry per replica of a service (name, group,
-    role, requests, output_tokens, busy_fraction, mean_batch, kv_peak_fraction, prefix_hit_rate, preemptions,
-    failures), none for a single engine. Missing values are None. No clock, host or path is in it.
+    coefficients come from and which are unverified. `bands` has, per path of a headline metric, its 5% and 95%
+    quantiles, None for no upper limit (`run.quantify`; empty without). `replicas` has one entry per replica of a
+    service (name, group, role, requests, output_tokens, busy_fraction, mean_batch, kv_peak_fraction, prefix_hit_rate,
+    preemptions, failures), none for a single engine. Missing values are None. No clock, host or path is in it.
     Construction copies every field to plain values; raises ValueError on NaN and infinity, TypeError on other types.
     """
 
@@ -43,6 +44,7 @@ class Result:
     provenance: Json
     warnings: list[str] = field(default_factory=list)
     replicas: list[Json] = field(default_factory=list)
+    bands: dict[str, list[float | None]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

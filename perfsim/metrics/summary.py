@@ -188,7 +188,7 @@ def _provenance(groups: Sequence[GroupUse]) -> dict[str, Any]:
             "engine": f"{calibration.engine.name} {calibration.engine.version}",
         },
         "unverified": sorted(key for key, fact in facts.items() if not fact.verified),
-        "uncertainty": "not quantified: no coefficient has been fitted to measurements yet",
+        "uncertainty": "not quantified: no bands were asked for",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 # (smallest value shown in this unit, its size, its name), from small to large
 _SCALES: dict[str, tuple[tuple[float, float, str], ...]] = {
@@ -50,6 +51,15 @@ def human(value: float | None, unit: str) -> str:
     size, name = axis_unit(unit, value)
     number = f"{value:,}" if isinstance(value, int) and size == 1.0 else significant(value / size)
     return f"{number} {name}".rstrip()
+
+
+def human_band(band: Sequence[float | None] | None, value: float | None, unit: str) -> str:
+    """A 5-95% band in the unit of its value: `[120, 201]`; empty without a band, `∞` for no upper limit."""
+    if band is None or value is None:
+        return ""
+    size = 0.01 if unit == "fraction" else axis_unit(unit, value)[0]
+    ends = ["∞" if end is None else significant(end / size) for end in band]
+    return f"[{', '.join(ends)}]"
 
 
 def _percent(value: float) -> str:

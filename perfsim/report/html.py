@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from perfsim.metrics.definitions import LATENCIES, metric
 from perfsim.report import figures, latency, replicas, scenario
-from perfsim.report.format import human, words
+from perfsim.report.format import human, human_band, words
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
@@ -42,6 +42,7 @@ def report_html(result: Result) -> str:
         _header(result, title),
         _warnings(result),
         _tiles(result),
+        f"<p class=note>{escape(scenario.bands_note(result))}</p>",
         latency.section(result),
         f"<h2>The run over time</h2><div class=card>{figures.over_time(result)}</div>",
         replicas.section(result),
@@ -100,18 +101,21 @@ def _tiles(result: Result) -> str:
 def _latency_tile(result: Result, name: str) -> str:
     values, definition = result.metrics[name], metric(name)
     note = f"p50 {human(values['p50'], 's')} · p99 {human(values['p99'], 's')}"
-    return _card(f"{definition.label} p95", human(values["p95"], "s"), note, definition.formula)
+    band = human_band(result.bands.get(f"{name}.p95"), values["p95"], "s")
+    return _card(f"{definition.label} p95", human(values["p95"], "s"), note, definition.formula, band=band)
 
 
 def _tile(result: Result, key: str, note: str) -> str:
-    definition = metric(key)
-    return _card(definition.label, human(result.numbers()[key], definition.unit), note, definition.formula)
+    definition, value = metric(key), result.numbers()[key]
+    band = human_band(result.bands.get(key), value, definition.unit)
+    return _card(definition.label, human(value, definition.unit), note, definition.formula, band=band)
 
 
-def _card(name: str, value: str, note: str, formula: str) -> str:
+def _card(name: str, value: str, note: str, formula: str, *, band: str = "") -> str:
     hint = f' title="{escape(formula)}"' if formula else ""
+    shown = f" <small>{escape(band)}</small>" if band else ""
     return (
-        f"<div class=tile{hint}><span class=name>{escape(name)}</span><b>{escape(value)}</b>"
+        f"<div class=tile{hint}><span class=name>{escape(name)}</span><b>{escape(value)}{shown}</b>"
         f"<span>{escape(note)}</span></div>"
     )
 
@@ -160,7 +164,9 @@ def _metric_table(result: Result, keys: tuple[str, ...]) -> str:
         definition = metric(key)
         hint = f' title="{escape(definition.formula)}"' if definition.formula else ""
         label = f"<abbr{hint}>{escape(definition.label)}</abbr>" if hint else escape(definition.label)
-        rows.append(f"<tr><td>{label}</td><td>{escape(human(numbers[key], definition.unit))}</td></tr>")
+        band = human_band(result.bands.get(key), numbers[key], definition.unit)
+        extra = f" <small>{escape(band)}</small>" if band else ""
+        rows.append(f"<tr><td>{label}</td><td>{escape(human(numbers[key], definition.unit))}{extra}</td></tr>")
     return f"<table>{''.join(rows)}</table>" if rows else "<p class=empty>Nothing recorded</p>"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfsim.metrics.definitions import LATENCIES, STATISTICS, metric
 from perfsim.report import figures
-from perfsim.report.format import human
+from perfsim.report.format import human, human_band
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
@@ -18,7 +18,7 @@ def section(result: Result) -> str:
     rows = []
     for name in LATENCIES:
         definition = metric(name)
-        cells = "".join(f"<td>{human(result.metrics[name][stat], 's')}</td>" for stat in STATISTICS)
+        cells = "".join(_cell(result, f"{name}.{stat}") for stat in STATISTICS)
         label = f'<abbr title="{escape(definition.formula)}">{escape(definition.label)}</abbr>'
         rows.append(f"<tr><td>{label}</td>{cells}</tr>")
     table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
@@ -37,6 +37,12 @@ def section(result: Result) -> str:
         f'<div class=grid style="margin-top:14px">{cards}</div>'
         "<p class=note>Dots mark p50, p95 and p99; dashed lines are bounds of the SLO.</p>"
     )
+
+
+def _cell(result: Result, path: str) -> str:
+    value = result.value(path)
+    band = human_band(result.bands.get(path), value, "s")
+    return f"<td>{human(value, 's')}{f'<br><small>{band}</small>' if band else ''}</td>"
 
 
 def _verdicts(result: Result) -> str:

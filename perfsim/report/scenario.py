@@ -51,6 +51,17 @@ def first_guess(result: Result) -> bool:
     return bool(result.scenario["calibration"]["status"] == "first-guess")
 
 
+def bands_note(result: Result) -> str:
+    """One line on what the bands are, or on why there are none."""
+    said = result.provenance.get("uncertainty")
+    if not isinstance(said, dict):
+        return f"Bands: {said or 'not quantified'}."
+    factors = said["factors"]
+    guesses = sum("guess" in source for source in factors.values())
+    of_guesses = f", the sizes of {guesses} of them partly guessed" if guesses else ""
+    return f"In brackets: 5–95% bands from {len(factors)} factors{of_guesses}; {said['runs']} reruns."
+
+
 def sections(scenario: Json) -> list[tuple[str, Rows]]:
     """Titled groups of (name, value) rows: model, hardware, policy, workload."""
     workload = scenario["workload"]

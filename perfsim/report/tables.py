@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfsim.metrics.definitions import LATENCIES, STATISTICS, metric
 from perfsim.report import scenario
-from perfsim.report.format import human
+from perfsim.report.format import human, human_band
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -41,6 +41,7 @@ def summary_table(result: Result) -> Group:
     if result.metrics["slo"]["verdicts"]:
         parts.extend((Text(), _verdicts(result)))
     parts.append(Text())
+    parts.append(Text(scenario.bands_note(result), style="dim"))
     if scenario.first_guess(result):
         parts.append(Text("Coefficients are first guesses: not fitted to measurements.", style="yellow"))
     parts.extend(Text(f"Warning: {warning}", style="yellow") for warning in result.warnings)
@@ -48,7 +49,10 @@ def summary_table(result: Result) -> Group:
 
 
 def rows(result: Result) -> list[tuple[str, str, float | None, str]]:
-    """(metric, stat, value, unit) for every number in the result; `stat` is empty for what is not a distribution."""
+    """(metric, stat, value, unit) for every number in the result; `stat` is empty for what is not a distribution.
+
+    Ends of bands follow, with `p95_low` and `p95_high`, or `low` and `high`, as `stat`.
+    """
     found = []
     for path, value in result.numbers().items():
         name, _, stat = path.rpartition(".")
@@ -57,6 +61,12 @@ def rows(result: Result) -> list[tuple[str, str, float | None, str]]:
         else:
             unit = {"breakdown": "s", "bound": "fraction", "memory": "bytes"}.get(name) or metric(path).unit
             found.append((path, "", value, unit))
+    for path, band in result.bands.items():
+        name, _, stat = path.rpartition(".")
+        latency = name in LATENCIES
+        for side, end in zip(("low", "high"), band, strict=True):
+            row = (name, f"{stat}_{side}", end, "s") if latency else (path, side, end, metric(path).unit)
+            found.append(row)
     return found
 
 
@@ -84,16 +94,21 @@ def _latencies(result: Result) -> Table:
     for name in LATENCIES:
         values = result.metrics[name]
         table.add_row(metric(name).label, *(human(values[stat], "s") for stat in STATISTICS))
+        bands = [human_band(result.bands.get(f"{name}.{stat}"), values[stat], "s") for stat in STATISTICS]
+        if any(bands):
+            table.add_row("", *bands, style="dim")
     return table
 
 
 def _headline(result: Result) -> Table:
-    table = _table("Run", "")
+    banded = bool(result.bands)
+    table = _table("Run", "", *(["5–95%"] if banded else []))
     numbers = result.numbers()
     for key in _SHOWN:
         if numbers.get(key) is not None:
             definition = metric(key)
-            table.add_row(definition.label, human(numbers[key], definition.unit))
+            band = human_band(result.bands.get(key), numbers[key], definition.unit)
+            table.add_row(definition.label, human(numbers[key], definition.unit), *([band] if banded else []))
     if result.bound:
         shares = sorted(((share, name) for name, share in result.bound.items() if share > 0), reverse=True)[:2]
         table.add_row(

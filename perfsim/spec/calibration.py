@@ -6,13 +6,13 @@ The loader fills a Calibration from `hardware/calibration/*.yaml`; the cost mode
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from perfsim.spec.base import Bytes, Seconds, Spec
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
+from perfsim.spec.curves import Fraction, OperatorCurves
+from perfsim.spec.uncertainty import Uncertainty
 
 
 class DeviceEfficiency(Spec):
@@ -22,7 +22,7 @@ class DeviceEfficiency(Spec):
     work, under CUDA graphs. `decode_attention` holds (context, bandwidth fraction) knots on a growing context axis:
     decode attention time is piecewise linear between them, which is what makes fast-forwarding exact. `collective_*`
     hold inside a node; between nodes, and for the traffic of in-switch reduction, too unless `network_*` and
-    `in_switch_bandwidth` are given.
+    `in_switch_bandwidth` are given. `curves` were fitted to measured kernels; where they apply, they replace fractions.
     """
 
     gemm_launch: Seconds
@@ -45,6 +45,7 @@ class DeviceEfficiency(Spec):
     in_switch_bandwidth: Fraction | None = None
     network_hop: Seconds | None = None
     network_bandwidth: Fraction | None = None
+    curves: OperatorCurves = OperatorCurves()
 
     @model_validator(mode="after")
     def _knots_grow(self) -> Self:
@@ -93,7 +94,7 @@ class PowerModel(Spec):
 
 
 class Calibration(Spec):
-    """All coefficients of one run; `status` says whether anybody fitted them."""
+    """All coefficients of one run; `status` says whether anybody fitted them, `uncertainty` how far off they may be."""
 
     status: Literal["first-guess", "fitted"]
     source: str
@@ -102,3 +103,4 @@ class Calibration(Spec):
     engine: EngineProfile
     engine_borrowed: str | None = Field(default=None, description="why another engine's profile stands in for it")
     power: PowerModel
+    uncertainty: Uncertainty | None = None

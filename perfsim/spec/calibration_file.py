@@ -11,7 +11,10 @@ from perfsim.errors import InputError, nearest
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration, DeviceEfficiency, EngineProfile, PowerModel
 from perfsim.spec.problems import validated
+from perfsim.spec.uncertainty import Uncertainty, UncertaintyFile
 from perfsim.spec.yaml import load_yaml
+
+UNCERTAINTY = "uncertainty.yaml"  # in the folder of the coefficients
 
 
 class EngineAlias(Spec):
@@ -64,4 +67,18 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
         engine=content.engines[name].model_copy(update={"name": engine}),
         engine_borrowed=None if alias is None else f"overheads are those of {name}: {alias.note}",
         power=content.power,
-    )
+        uncertainty=_uncertainty(
+            path.parent / UNCERTAINTY, device=owner, engine=name, borrowed=owner != accelerator,
+            engine_borrowed=alias is not None,
+        ),
+    )  # fmt: skip
+
+
+def _uncertainty(
+    path: Path, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool
+) -> Uncertainty | None:  # fmt: skip
+    """How far off the coefficients may be; None where no such file lies beside them."""
+    if not path.is_file():
+        return None
+    content = validated(UncertaintyFile, load_yaml(path), where=str(path))
+    return content.resolved(device=device, engine=engine, borrowed=borrowed, engine_borrowed=engine_borrowed)

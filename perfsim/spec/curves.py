@@ -1,0 +1,102 @@
+"""Fitted operator curves: few physical coefficients per device, kind of operator and number format.
+
+A curve replaces the flat fractions of `DeviceEfficiency` for the formats that were measured; the formulas are in
+`perfsim.cost.curves`. Times are per kernel under CUDA graphs. Fractions are of the dense peak or of HBM bandwidth.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from perfsim.spec.base import Seconds, Spec
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class GemmCurve(Spec):
+    """y[m, n] = x[m, k] @ W[k, n]: see `perfsim.cost.curves.gemm_seconds`.
+
+    `launch` is the kernel's fixed time, `ramp` what filling its pipeline along k adds, half of it at `ramp_depth`.
+    `row_padding` rows and `depth_padding` columns of x are computed beside the real ones. `sharpness` is the exponent
+    that blends memory and compute time. Where the kernel's input is quantised first, that costs `row_seconds` per row
+    and a pass over it at `quantise_bandwidth`.
+    """
+
+    launch: Seconds
+    ramp: Seconds = 0.0
+    ramp_depth: float = Field(default=1.0, gt=0)
+    bandwidth: Fraction
+    compute: Fraction
+    row_padding: Amount = 0.0
+    depth_padding: Amount = 0.0
+    sharpness: float = Field(default=8.0, ge=1, le=16)
+    row_seconds: Seconds = 0.0
+    quantise_bandwidth: Fraction | None = None
+
+
+class DecodeCurve(Spec):
+    """Decode attention: see `perfsim.cost.curves.decode_seconds`.
+
+    `tile` is the time that one SM needs for one sequence and K/V head without context, `sharpness` blends it with the
+    time of reading the context. `ramp` is what reading adds while too few bytes are in flight to fill all SMs, half of
+    it at `ramp_bytes` of all sequences together. `compute`: of the dense peak, for kernels that it can bind (latent
+    attention); None is `decode_attention_compute`.
+    """
+
+    launch: Seconds
+    bandwidth: Fraction
+    tile: Seconds = 0.0
+    sharpness: float = Field(default=2.0, ge=1, le=16)
+    ramp: Seconds = 0.0
+    ramp_bytes: float = Field(default=1e6, gt=0)
+    compute: Fraction | None = None
+
+
+class PrefillCurve(Spec):
+    """Prefill attention: see `perfsim.cost.curves.prefill_seconds`.
+
+    `head_padding` is the softmax of one pair, as columns of a head; `critical_rows` query rows against the longest
+    context run on one SM at the end; `tile` is what one SM spends on one query row of one head beside its pairs.
+    """
+
+    launch: Seconds
+    compute: Fraction
+    head_padding: Amount = 0.0
+    bandwidth: Fraction
+    critical_rows: Amount = 0.0
+    tile: Seconds = 0.0
+
+
+class ExpertCurve(Spec):
+    """Fused experts: see `perfsim.cost.curves.expert_seconds`.
+
+    `expert_padding` rows are computed beside the real ones for every expert that a token picked. Sorting rows by expert
+    and adding results up moves `passes` more hidden states per routed row.
+    """
+
+    launch: Seconds
+    bandwidth: Fraction
+    compute: Fraction
+    expert_padding: Amount = 0.0
+    passes: Amount = 0.0
+    sharpness: float = Field(default=8.0, ge=1, le=16)
+
+
+class OperatorCurves(Spec):
+    """Curves by number format; `decode` and `prefill` by that of K and V, with a prefix `mla-` for latent attention.
+
+    `source` names the kernels and the device that were timed; empty where there are no curves. `discrepancy` is the
+    relative standard error of one prediction per kind, on shapes that were not fitted or, where a device borrows, on
+    devices that were not.
+    """
+
+    source: str = ""
+
+    gemm: dict[str, GemmCurve] = Field(default_factory=dict)
+    decode: dict[str, DecodeCurve] = Field(default_factory=dict)
+    prefill: dict[str, PrefillCurve] = Field(default_factory=dict)
+    moe: dict[str, ExpertCurve] = Field(default_factory=dict)
+    discrepancy: dict[str, float] = Field(default_factory=dict)

@@ -1,0 +1,76 @@
+"""How far the coefficients of a calibration may be off: sizes of the factors that uncertainty bands are made of."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from perfsim.spec.base import Spec
+
+OperatorKind = Literal["gemm", "moe", "prefill_attention", "decode_attention", "elementwise", "collective"]
+KINDS: tuple[OperatorKind, ...] = get_args(OperatorKind)
+
+
+class Spread(Spec):
+    """The standard deviation of the logarithm of one multiplicative factor, and where it was read off."""
+
+    sigma: float = Field(ge=0, le=2)
+    source: str
+
+
+class KindSpread(Spread):
+    """The spread of one kind of operator inside the range of its measurements.
+
+    `up_to` is the end of that range in tokens: of one step for products, experts and elementwise kernels, of context
+    for attention. Beyond it the spread grows; None stands for no known end.
+    """
+
+    up_to: float | None = Field(default=None, gt=0)
+
+
+class Uncertainty(Spec):
+    """Log-normal factors on times, one draw of each per run.
+
+    `kinds` belong to a device, `engine` to host terms and client latency of an engine version, `deployment` to all
+    times of one run, `power` to energy above idle. `borrowed` is added in quadrature to every kind of a device that
+    uses another's curves, `engine_borrowed` to the engine. `per_doubling` is added in quadrature per doubling of the
+    work beyond `up_to`.
+    """
+
+    kinds: dict[OperatorKind, KindSpread]
+    engine: Spread
+    deployment: Spread
+    power: Spread
+    borrowed: Spread | None = None
+    engine_borrowed: Spread | None = None
+    per_doubling: Spread
+
+
+class UncertaintyFile(Spec):
+    """`hardware/calibration/uncertainty.yaml`: spreads of all devices and engines.
+
+    `devices` replace single kinds for the device whose curves they are, `engines` the spread of an engine profile.
+    """
+
+    kinds: dict[OperatorKind, KindSpread]
+    devices: dict[str, dict[OperatorKind, KindSpread]] = Field(default_factory=dict)
+    engine: Spread
+    engines: dict[str, Spread] = Field(default_factory=dict)
+    deployment: Spread
+    power: Spread
+    borrowed: Spread
+    engine_borrowed: Spread
+    per_doubling: Spread
+
+    def resolved(self, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool) -> Uncertainty:
+        """The spreads for the curves of `device` and the profile of `engine`, widened where they stand in."""
+        return Uncertainty(
+            kinds={**self.kinds, **self.devices.get(device, {})},
+            engine=self.engines.get(engine, self.engine),
+            deployment=self.deployment,
+            power=self.power,
+            borrowed=self.borrowed if borrowed else None,
+            engine_borrowed=self.engine_borrowed if engine_borrowed else None,
+            per_doubling=self.per_doubling,
+        )

@@ -1,0 +1,349 @@
+"""Bands: zero factors, zero width; width in proportion; Monte Carlo agrees; the point is untouched and inside."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import perfsim as ps
+from perfsim.cli.main import main
+from perfsim.errors import InputError
+from perfsim.metrics.definitions import HEADLINE
+from perfsim.run import estimate, quantify, simulate
+from perfsim.spec.calibration import DeviceEfficiency
+from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, OperatorCurves, PrefillCurve
+from perfsim.spec.load import load_scenario
+from perfsim.spec.uncertainty import KINDS
+from perfsim.uncertainty.bands import directions, drawn, shares
+from perfsim.uncertainty.coefficients import KIND_OF_CURVES, RATES, TIMES, kind_of, slower, slower_device
+from perfsim.uncertainty.factors import POWER, Factor, Reach, factors_of, shifted
+from perfsim.uncertainty.rerun import MOST_REQUESTS, SKIPPED_ABOVE, shortened
+from perfsim.uncertainty.spread import Z, in_quadrature, of_draws
+
+NEAR = Reach(8192.0, 4096.0)
+
+
+def scenario(count: int = 250, rate: float = 2.0, **flags: object) -> ps.Scenario:
+    workload = (
+        f"{{kind: synthetic, num_requests: {count}, arrivals: {{kind: poisson, rate: {rate}}}, "
+        "prompt: {kind: lognormal, sigma: 0.4, mean: 500}, output: {kind: lognormal, sigma: 0.4, mean: 120}}"
+    )
+    # Small tables of step times: compiling them would take longer than the runs.
+    overrides = [f"workload={workload}", "policy.max_num_batched_tokens=1024", "policy.max_num_seqs=128"]
+    return load_scenario(None, overrides=overrides, **flags)
+
+
+def scaled(asked: ps.Scenario, size: float) -> ps.Scenario:
+    """The scenario with every spread multiplied by `size`."""
+    spreads = asked.calibration.uncertainty
+    assert spreads is not None
+
+    def times(spread):
+        return spread.model_copy(update={"sigma": spread.sigma * size})
+
+    changes = {name: times(getattr(spreads, name)) for name in ("engine", "deployment", "power", "per_doubling")}
+    changes["kinds"] = {kind: times(spread) for kind, spread in spreads.kinds.items()}
+    curves = asked.calibration.device.curves
+    device = asked.calibration.device.model_copy(
+        update={
+            "curves": curves.model_copy(update={"discrepancy": {k: v * size for k, v in curves.discrepancy.items()}})
+        }
+    )
+    calibration = asked.calibration.model_copy(
+        update={"uncertainty": spreads.model_copy(update=changes), "device": device}
+    )
+    return asked.model_copy(update={"calibration": calibration})
+
+
+def log_width(result: ps.Result, path: str) -> float:
+    low, high = result.bands[path]
+    return math.log(high / low)
+
+
+def test_every_time_and_every_rate_is_reached_by_a_factor() -> None:
+    """A coefficient that a fit adds has to be given its place, or no factor would reach it."""
+    for name in DeviceEfficiency.model_fields:
+        assert (kind_of(name) is None) == (name == "curves"), name
+    seen = 0
+    for curve in (GemmCurve, DecodeCurve, PrefillCurve, ExpertCurve):
+        for name, field in curve.model_fields.items():
+            text = f"{field.annotation} {field.metadata}"
+            assert (name in RATES) == bool(re.search(r"Le\(le=1\)", text)), (curve, name)
+            assert (name in TIMES) == ("BeforeValidator" in text), (curve, name)
+            seen += name in RATES | TIMES
+    assert seen > 10
+    dicts = {name for name, field in OperatorCurves.model_fields.items() if "Curve" in str(field.annotation)}
+    assert dicts == set(KIND_OF_CURVES)
+
+
+def test_factors_multiply_times_and_never_pass_the_datasheet() -> None:
+    device = scenario().calibration.device
+    kinds = dict.fromkeys(KINDS, 1.7)
+    slow, fast = slower_device(device, kinds), slower_device(device, dict.fromkeys(KINDS, 0.01))
+    assert slow.gemm_launch == pytest.approx(1.7 * device.gemm_launch)
+    assert slow.gemm_bandwidth == pytest.approx(device.gemm_bandwidth / 1.7)
+    assert [at for at, _ in slow.decode_attention] == [at for at, _ in device.decode_attention]
+    assert slow.collective_hop == pytest.approx(1.7 * device.collective_hop)
+    for name in DeviceEfficiency.model_fields:
+        value = getattr(fast, name)
+        assert not isinstance(value, float) or 0 < value <= 1, name
+    assert slower_device(device, {"moe": 2.0}).gemm_launch == device.gemm_launch
+    DeviceEfficiency.model_validate(fast.model_dump())  # still a legal calibration
+    curve = GemmCurve(launch=3e-6, ramp=1e-6, bandwidth=0.8, compute=0.7, row_padding=16.0, row_seconds=1e-9)
+    with_curve = device.model_copy(update={"curves": OperatorCurves(gemm={"bf16": curve})})
+    moved = slower_device(with_curve, {"gemm": 1.5}).curves.gemm["bf16"]
+    assert (moved.launch, moved.ramp, moved.row_seconds) == pytest.approx((4.5e-6, 1.5e-6, 1.5e-9))
+    assert (moved.bandwidth, moved.compute, moved.row_padding) == pytest.approx((0.8 / 1.5, 0.7 / 1.5, 16.0))
+
+
+def test_the_fastest_draw_is_not_faster_than_light() -> None:
+    asked = scenario(60)
+    rushed = shifted(asked, dict.fromkeys((factor.name for factor in factors_of(asked, NEAR)[0]), -20.0))
+    result = simulate(rushed)  # prices every step; its breakdown is what the kernels take at the datasheet's rates
+    plain = simulate(asked)
+    assert 0 < result.value("tpot.mean") < plain.value("tpot.mean")
+    weights = plain.memory["weights"]
+    assert result.value("tpot.mean") > 0.9 * weights / asked.hardware.accelerator.memory.read_bandwidth
+
+
+def test_host_and_power_factors_reach_only_theirs() -> None:
+    calibration = scenario().calibration
+    moved = slower(calibration, kinds={}, host=2.0, power=3.0)
+    assert moved.engine.step_host == 2 * calibration.engine.step_host
+    assert moved.engine.egress == 2 * calibration.engine.egress
+    assert moved.engine.sampling_passes == calibration.engine.sampling_passes
+    assert moved.power.memory_fraction == 1.0
+    assert moved.device == calibration.device
+
+
+def test_zero_factors_give_zero_width() -> None:
+    asked = scaled(scenario(80), 0.0)
+    for samples in (None, 3):
+        result = quantify(simulate(asked), asked, samples=samples)
+        assert result.bands
+        for path, band in result.bands.items():
+            assert band == pytest.approx([result.value(path)] * 2, rel=1e-12), path
+
+
+def test_doubled_spreads_double_the_width_where_nothing_saturates() -> None:
+    asked = scenario(120, rate=0.2)  # one request at a time: latency follows the factors alone
+    widths = []
+    for size in (0.02, 0.04):
+        some = scaled(asked, size)
+        widths.append(log_width(quantify(simulate(some), some), "tpot.mean"))
+    assert widths[1] / widths[0] == pytest.approx(2.0, rel=0.02)
+
+
+def test_the_point_is_unchanged_and_inside_its_band() -> None:
+    asked = scenario()
+    plain = simulate(asked)
+    result = quantify(plain, asked)
+    assert replace(result, bands={}, provenance=plain.provenance, warnings=plain.warnings) == plain
+    assert set(result.bands) == {path for path in HEADLINE if plain.numbers().get(path) is not None}
+    for path, (low, high) in result.bands.items():
+        assert low <= result.value(path) <= high, path
+    for path in ("ttft.mean", "ttft.p99", "tpot.p50", "itl.mean", "e2e.p95", "energy.joules", "cost.usd"):
+        assert result.bands[path][0] < result.value(path) < result.bands[path][1], path
+    assert simulate(asked, bands=True) == result
+
+
+def test_monte_carlo_agrees_with_the_first_order() -> None:
+    """Unsaturated and with small spreads. An end of 200 draws errs by about sqrt(.05 * .95 / 200) / (density at the
+    quantile, .103) = 0.15 standard deviations, 9% of the half width; three times that is allowed."""
+    asked = scaled(scenario(40, rate=0.3), 0.25)
+    plain = simulate(asked)
+    first, drawn_bands = quantify(plain, asked).bands, quantify(plain, asked, samples=200).bands
+    for path in ("tpot.mean", "e2e.mean", "energy.joules_per_output_token"):
+        value = plain.value(path)
+        for side in (0, 1):
+            ours, theirs = math.log(first[path][side] / value), math.log(drawn_bands[path][side] / value)
+            assert ours == pytest.approx(theirs, rel=0.27), (path, side)
+
+
+def test_queues_make_bands_skewed() -> None:
+    rate = 0.8 * estimate(scenario()).value("throughput.max_requests_per_s")
+    asked = scaled(scenario(600, rate=rate), 0.5)
+    result = quantify(simulate(asked), asked)
+    value, (low, high) = result.value("ttft.mean"), result.bands["ttft.mean"]
+    assert math.log(high / value) > 1.5 * math.log(value / low)
+
+
+def test_order_of_factors_does_not_matter() -> None:
+    factors = [Factor("a", "gemm", 0.1, ""), Factor("b", "host", 0.2, ""), Factor("", "deployment", 0.3, "")]
+    forwards, backwards = (drawn(order, seed=3, count=5) for order in (factors, factors[::-1]))
+    assert forwards == backwards
+    assert [draw["a gemm"] for draw in drawn(factors[:1], seed=3, count=5)] == [draw["a gemm"] for draw in forwards]
+    assert drawn(factors, seed=4, count=5) != forwards
+    result = simulate(scenario(40))
+    assert directions(factors, result) == directions(factors[::-1], result)
+    pairs = [({"tpot.mean": 1.2}, {"tpot.mean": 0.9}), ({"tpot.mean": 1.1}, {"tpot.mean": 0.8})]
+    point = {"tpot.mean": 1.0}
+    assert in_quadrature(point, point, pairs)["tpot.mean"] == pytest.approx(
+        in_quadrature(point, point, pairs[::-1])["tpot.mean"], rel=1e-14
+    )
+
+
+def test_draws_have_the_spread_they_are_given() -> None:
+    factor = Factor("a", "gemm", 0.25, "")
+    values = np.array([draw["a gemm"] for draw in drawn([factor], seed=0, count=4000)])
+    assert values.mean() == pytest.approx(0.0, abs=4 * 0.25 / math.sqrt(4000))
+    assert values.std() == pytest.approx(0.25, rel=4 / math.sqrt(2 * 4000))
+
+
+def test_quadrature_and_quantiles() -> None:
+    point = {"tpot.mean": 2.0, "goodput.fraction": 0.9, "queue_time.p50": 0.0, "ttft.mean": 1.0}
+    pairs = [
+        ({"tpot.mean": 2 * math.exp(0.3), "goodput.fraction": 0.5, "queue_time.p50": 0.3, "ttft.mean": None},
+         {"tpot.mean": 2 * math.exp(-0.1), "goodput.fraction": 1.0, "queue_time.p50": 0.0, "ttft.mean": 0.5}),
+        ({"tpot.mean": 2 * math.exp(0.4), "goodput.fraction": 0.6, "queue_time.p50": 0.4, "ttft.mean": 1.0},
+         {"tpot.mean": 2.0, "goodput.fraction": 0.9, "queue_time.p50": 0.0, "ttft.mean": 1.0}),
+    ]  # fmt: skip
+    bands = in_quadrature(point, point, pairs)
+    assert bands["tpot.mean"] == pytest.approx([2 * math.exp(-0.1), 2 * math.exp(0.5)])
+    assert bands["goodput.fraction"] == pytest.approx([0.4, 1.0])
+    assert bands["queue_time.p50"] == pytest.approx([0.0, 0.5])
+    assert bands["ttft.mean"] == [pytest.approx(0.5), None]  # unstable: no upper end
+    draws = [{"tpot.mean": 2 * math.exp(change)} for change in np.linspace(-1, 1, 101)]
+    assert of_draws({"tpot.mean": 2.0}, point, draws)["tpot.mean"] == pytest.approx(
+        [2 * math.exp(-0.9), 2 * math.exp(0.9)]
+    )
+    one_sided = [{"tpot.mean": 2 * math.exp(change)} for change in np.linspace(0.1, 1, 50)]
+    assert of_draws({"tpot.mean": 2.0}, point, one_sided)["tpot.mean"][0] == 2.0  # contains the point
+
+
+def test_the_rest_moves_along_the_gradient() -> None:
+    result = simulate(scenario(60))
+    names = [factor for factor in factors_of(scenario(), NEAR)[0] if factor.part != POWER]
+    share, moves = shares(names, result), directions(names, result)
+    sigma = {factor.name: factor.sigma for factor in names}
+    rest = moves[-1]
+    assert len(moves) == 4
+    assert len(rest) > 1
+    together = sum(share[name] * size for name, size in rest.items())
+    assert together == pytest.approx(math.sqrt(sum((share[name] * sigma[name]) ** 2 for name in rest)))
+
+
+def test_a_device_that_borrows_has_wider_bands() -> None:
+    def width(hardware: str) -> float:
+        asked = scenario(100, rate=0.3, model="llama-2-7b-hf", hardware=hardware)
+        return log_width(quantify(simulate(asked), asked), "tpot.mean")
+
+    assert width("rtx-6000-ada-48gb") > 1.3 * width("l40s-48gb")
+
+
+def test_work_outside_the_range_widens_and_says_so() -> None:
+    asked = scenario()
+    near, quiet = factors_of(asked, NEAR)
+    far, notes = factors_of(asked, Reach(8192.0, 4.0 * 131072))
+    sigma, wider = ({factor.name: factor.sigma for factor in found} for found in (near, far))
+    grown = {name for name in sigma if wider[name] > sigma[name]}
+    assert not quiet
+    assert {name.split()[-1] for name in grown} == {"prefill_attention", "decode_attention"}
+    assert len(notes) == 2
+    assert all("outside the calibrated range" in note and "524,288" in note for note in notes)
+    long = scenario(3).replace(**{"workload.prompt": {"kind": "fixed", "tokens": 40000}})
+    assert any("prefill attention was measured" in text for text in quantify(simulate(long), long).warnings)
+
+
+def test_groups_on_other_devices_have_factors_of_their_own() -> None:
+    deployment = ("deployment={groups: [{name: a, count: 1}, {name: b, count: 1, hardware: a100-80gb-sxm}], "
+                  "router: {kind: round_robin}}")  # fmt: skip
+    asked = scenario(60)
+    asked = load_scenario(
+        None, overrides=[f"workload={json.dumps(asked.workload.model_dump(mode='json'))}", deployment]
+    )
+    names = {factor.name for factor in factors_of(asked, NEAR)[0]}
+    assert {"h100-80gb-sxm gemm", "a100-80gb-sxm gemm", "vllm 0.15 host", "deployment"} <= names
+    moved = shifted(asked, {"a100-80gb-sxm gemm": 0.5})
+    assert moved.calibration.device == asked.calibration.device
+    before, after = (some.deployment.groups[1].calibration.device for some in (asked, moved))
+    assert after.gemm_launch == pytest.approx(math.exp(0.5) * before.gemm_launch)
+    assert quantify(simulate(asked), asked).bands["tpot.mean"][0] > 0
+
+
+def test_long_runs_are_cut_or_skipped_and_say_so() -> None:
+    asked = scenario(400)
+    plain = simulate(asked)
+    assert shortened(asked, plain) is asked
+    many = replace(plain, simulation={**plain.simulation, "requests": 3 * MOST_REQUESTS})
+    assert shortened(asked, many).workload.num_requests == MOST_REQUESTS
+    busy = replace(plain, simulation={**plain.simulation, "segments": 240_000})
+    short = shortened(asked, busy)
+    assert short.workload.num_requests == 100
+    result = quantify(busy, asked)
+    assert result.provenance["uncertainty"]["requests"] == "100 of 400"
+    assert "first requests" in result.provenance["uncertainty"]["note"]
+    assert result.bands["tpot.mean"][0] < result.value("tpot.mean") < result.bands["tpot.mean"][1]
+    huge = replace(plain, simulation={**plain.simulation, "requests": SKIPPED_ABOVE + 1})
+    skipped = quantify(huge, asked)
+    assert skipped.bands == {}
+    assert "not quantified: more than 100,000 requests" in skipped.provenance["uncertainty"]
+
+
+def test_closed_form_has_bands_and_no_upper_end_where_it_may_be_unstable() -> None:
+    calm = estimate(scenario(), bands=True)
+    assert calm.bands["ttft.mean"][0] < calm.value("ttft.mean") < calm.bands["ttft.mean"][1]
+    assert calm.bands["throughput.max_requests_per_s"][0] < calm.value("throughput.max_requests_per_s")
+    rate = 0.97 * calm.value("throughput.max_requests_per_s")
+    near = estimate(scenario(rate=rate), bands=True)
+    assert near.value("ttft.mean") is not None
+    assert near.bands["ttft.mean"][1] is None
+    json.dumps(near.to_dict(), allow_nan=False)
+
+
+def test_two_processes_draw_the_same_bands() -> None:
+    flags = ["default", "--set", "workload.num_requests=60", "--format", "json"]
+    for extra in ([], ["--samples", "4"]):
+        texts = []
+        for salt in ("1", "2"):
+            command = [sys.executable, "-m", "perfsim", "simulate", *flags, *extra]
+            done = subprocess.run(command, check=True, capture_output=True, env={"PYTHONHASHSEED": salt, "PATH": ""})
+            content = json.loads(done.stdout)
+            texts.append((content["bands"], content["provenance"]))
+        assert texts[0] == texts[1]
+        assert texts[0][0]["ttft.p95"][0] < texts[0][0]["ttft.p95"][1]
+
+
+def test_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["simulate", "default", "--set", "workload.num_requests=40"]
+    assert main([*small, "--no-bands", "--format", "json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["bands"] == {}
+    assert "not quantified" in content["provenance"]["uncertainty"]
+    assert main([*small, "--no-bands"]) == 0
+    assert "Bands: not quantified" in capsys.readouterr().out
+    assert main([*small, "--samples", "4", "--no-bands"]) == 2
+    assert "--no-bands" in capsys.readouterr().err
+    assert main([*small, "--samples", "1"]) == 2
+    assert "expected 2 to 100,000" in capsys.readouterr().err
+    with pytest.raises(InputError, match="expected 2"):
+        estimate(scenario(), samples=0)
+
+
+def test_tables_and_pages_show_bands() -> None:
+    from perfsim.report.format import human_band
+    from perfsim.report.html import report_html
+    from perfsim.report.tables import rows
+
+    asked = scenario(60)
+    result = quantify(simulate(asked), asked)
+    band = human_band(result.bands["ttft.p95"], result.value("ttft.p95"), "s")
+    assert band in report_html(result)
+    assert "factors" in report_html(result)
+    assert ("ttft", "p95_low", result.bands["ttft.p95"][0], "s") in rows(result)
+    assert ("cost.usd", "high", result.bands["cost.usd"][1], "USD") in rows(result)
+    assert human_band([0.1204, 0.2011], 0.156, "s") == "[120, 201]"
+    assert human_band([0.571, 0.63], 0.615, "fraction") == "[57.1, 63.0]"
+    assert human_band([1.5, None], 2.0, "s") == "[1.50, \N{INFINITY}]"
+    assert human_band(None, 2.0, "s") == ""
+
+
+def test_a_band_is_one_and_two_thirds_standard_deviations() -> None:
+    assert pytest.approx(1.6448536) == Z
