@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from perfsim.ops.gemm import compute_dtype, gemm
 from perfsim.ops.op import Collective, Driver, Num, Op
+from perfsim.ops.params import shared_expert_shards
 from perfsim.ops.step import StepShape
 from perfsim.spec.model import ACTIVATION_BYTES, WEIGHT_BYTES, DenseMLP, LayerGroup, MixtureOfExperts, ModelArch
 
@@ -25,6 +26,8 @@ def mlp_ops(
 
     With expert parallelism over data-parallel ranks, `tp` GPUs send equal shares of their tokens to the experts and
     gather the results, so that nothing is left to sum (DeepSeek-V3, arXiv:2412.19437, 3.4; vLLM's expert parallelism).
+    Each of them routes its own share, and computes whole shared experts for it (`is_sequence_parallel` in
+    vllm/model_executor/models/deepseek_v2.py, 0.32).
     """
     mlp = group.mlp
     if mlp is None:
@@ -32,19 +35,21 @@ def mlp_ops(
     if isinstance(mlp, DenseMLP):
         yield from _dense(model, group.count, step.tokens, mlp.intermediate_size / tp, gated=mlp.gated)
         return
-    yield gemm(model, "router", group.count, step.tokens, mlp.num_experts, model.hidden_size, weight_dtype=model.dtype)
+    shards = shared_expert_shards(tp=tp, dp=dp, ep=ep)
+    own = step.tokens * (shards / tp)
+    yield gemm(model, "router", group.count, own, mlp.num_experts, model.hidden_size, weight_dtype=model.dtype)
     latent, dtype = mlp.latent_size, model.linear_dtype
     if latent:  # every token is projected before it visits its experts, and back afterwards; on every GPU
-        yield gemm(model, "latent_down", group.count, step.tokens, latent, model.hidden_size, weight_dtype=dtype)
+        yield gemm(model, "latent_down", group.count, own, latent, model.hidden_size, weight_dtype=dtype)
     yield from _dispatch(model, group.count, mlp, step, tp, dp, ep)
     yield _experts(
         model, group.count, mlp, step.expert_tokens, tp * dp, ep, popularity, "group" if dp > 1 else "tokens"
     )
     yield from _combine(model, group.count, mlp, step, tp, dp, ep)
     if latent:
-        yield gemm(model, "latent_up", group.count, step.tokens, model.hidden_size, latent, weight_dtype=dtype)
+        yield gemm(model, "latent_up", group.count, own, model.hidden_size, latent, weight_dtype=dtype)
     if mlp.shared_intermediate_size:
-        yield from _dense(model, group.count, step.tokens, mlp.shared_intermediate_size / tp, gated=mlp.gated)
+        yield from _dense(model, group.count, own, mlp.shared_intermediate_size / shards, gated=mlp.gated)
 
 
 def _dispatch(

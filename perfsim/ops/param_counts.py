@@ -194,8 +194,13 @@ def _moe(model: ModelArch, mlp: MixtureOfExperts, *, tp: int) -> Parameters:
     if mlp.latent_norm:
         other += inner
     latent = 2 * hidden * mlp.latent_size if mlp.latent_size else 0
-    shared = matrices * hidden * (mlp.shared_intermediate_size // tp)
+    shared = shared_expert_count(model, mlp, tp=tp)
     return Parameters(0, shared + latent, mlp.num_experts * matrices * inner * width, other)
+
+
+def shared_expert_count(model: ModelArch, mlp: MixtureOfExperts, *, tp: int) -> int:
+    """Parameters of the shared experts on one of `tp` GPUs."""
+    return (3 if mlp.gated else 2) * model.hidden_size * (mlp.shared_intermediate_size // tp)
 
 
 def expert_count(model: ModelArch, mlp: MixtureOfExperts) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from perfsim.errors import InfeasibleError
 from perfsim.ops.cache import growing_bytes
-from perfsim.ops.param_counts import Parameters, expert_count, layer_count, norm_size
+from perfsim.ops.param_counts import Parameters, expert_count, layer_count, norm_size, shared_expert_count
 from perfsim.spec.model import (
     ACTIVATION_BYTES,
     WEIGHT_BYTES,
@@ -29,8 +29,8 @@ from perfsim.spec.model import (
 
 __all__ = [
     "Parameters", "absorbed_bytes_per_gpu", "active_params", "check_tensor_parallel", "kv_bytes_per_token",
-    "kv_bytes_per_token_per_gpu", "mtp_params", "state_bytes_per_layer", "state_bytes_per_sequence", "text_params",
-    "total_params", "vision_params", "weight_bytes", "weight_bytes_per_gpu",
+    "kv_bytes_per_token_per_gpu", "mtp_params", "shared_expert_shards", "state_bytes_per_layer",
+    "state_bytes_per_sequence", "text_params", "total_params", "vision_params", "weight_bytes", "weight_bytes_per_gpu",
 ]  # fmt: skip
 
 
@@ -85,15 +85,19 @@ def weight_bytes_per_gpu(model: ModelArch, *, tp: int, dp: int = 1, ep: int = 1,
     """Bytes of weights on each of `tp` GPUs; equal on all, the vocabulary rounded up to a multiple of `tp`.
 
     `dp` ranks share the experts: each is sharded over all `tp * dp` GPUs, or `ep` GPUs hold whole ones, the fullest of
-    them ceil(num_experts / ep). Of `pp` stages it is the heaviest: ceil(layers / pp) mean layers and one of embedding
-    and head; that some layers are heavier than others is neglected there.
+    them ceil(num_experts / ep), and each has all of the shared experts. Of `pp` stages it is the heaviest:
+    ceil(layers / pp) mean layers and one of embedding and head; that some layers are heavier than others is neglected
+    there.
     Raises InfeasibleError when heads or widths cannot be divided by `tp`.
     """
     check_tensor_parallel(model, tp=tp, ep=ep)
     whole = _bytes(model, _text(model, tp=tp))
     experts = routed = 0.0
+    shards = shared_expert_shards(tp=tp, dp=dp, ep=ep)
     for group in model.layers:
         if isinstance(group.mlp, MixtureOfExperts):
+            copied = shared_expert_count(model, group.mlp, tp=shards) - shared_expert_count(model, group.mlp, tp=tp)
+            whole += group.count * copied * WEIGHT_BYTES[model.linear_dtype]
             expert = layer_count(model, group, tp=tp).expert
             experts += group.count * expert
             share = -(-group.mlp.num_experts // ep) / group.mlp.num_experts * tp if ep > 1 else 1.0 / dp
@@ -106,6 +110,11 @@ def weight_bytes_per_gpu(model: ModelArch, *, tp: int, dp: int = 1, ep: int = 1,
     layers = model.num_hidden_layers
     heaviest = ends if model.tie_word_embeddings else ends / 2
     return (whole - ends - vision) * -(-layers // pp) / layers + heaviest + vision
+
+
+def shared_expert_shards(*, tp: int, dp: int, ep: int) -> int:
+    """Over how many GPUs a shared expert is divided: all of `tp`, or none where each has tokens of its own to route."""
+    return 1 if dp > 1 and ep > 1 else tp
 
 
 def absorbed_bytes_per_gpu(model: ModelArch, *, tp: int, pp: int = 1) -> float:
