@@ -85,10 +85,12 @@ class _Replica:
 def steady_state(scenario: Scenario, plan: ReplicaPlan, *, trace_path: TracePath | None) -> SteadyState:
     """Solve the steady state of `scenario`; a closed loop is solved for the rate its clients reach.
 
-    Raises InputError for a policy with LoRA adapters.
+    Raises InputError for a policy with LoRA adapters or a KV tier.
     """
     if scenario.policy.lora is not None:
         raise InputError("policy.lora: an estimate knows no adapters; use simulate for this policy")
+    if scenario.policy.kv_offload is not None:
+        raise InputError("policy.kv_offload: an estimate knows no KV tiers; use simulate for this policy")
     demand = demand_of(
         scenario,
         trace_path=trace_path,

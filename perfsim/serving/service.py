@@ -13,6 +13,7 @@ from perfsim.serving.lockstep import LockstepGroup
 from perfsim.serving.replica import GroupPlan, build_engine
 from perfsim.serving.sessions import Sessions
 from perfsim.serving.stages import Staged
+from perfsim.serving.trace import draw_tier
 from perfsim.spec import catalog
 from perfsim.spec.workload import StagedArrivals
 from perfsim.traffic import closed_loop_source, is_closed_loop, is_conversation, session_source, stream
@@ -63,7 +64,13 @@ def serve(
     made: list[Any] = []
 
     def build(replica: Replica) -> Any:
-        return build_engine(replica.plan.plan, sinks=partial(sinks, replica), stepwise=stepwise, chunk=chunk)
+        engine = build_engine(replica.plan.plan, sinks=partial(sinks, replica), stepwise=stepwise, chunk=chunk)
+        if trace is not None:
+            for rank, scheduler in enumerate(engine.ranks if isinstance(engine, LockstepGroup) else (engine,)):
+                if scheduler.offload is not None:
+                    several = f" DP {rank}" if isinstance(engine, LockstepGroup) else ""
+                    scheduler.offload.tier.draw = draw_tier(trace, replica.name + several)
+        return engine
 
     def server(on_finish: Callable[[Request, float], None] | None) -> Any:
         if clustered:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from perfsim.serving.recorder import Sink
+    from perfsim.serving.request import Request
     from perfsim.sim.link import Flow
     from perfsim.spec.policy import ParallelPlan
 
@@ -38,6 +39,15 @@ def lane_label(parallel: ParallelPlan, *, dp_rank: int | None = None) -> str:
     if dp_rank is not None:
         shown.insert(0, f"DP {dp_rank}")
     return " x ".join(shown) or "GPU 0"
+
+
+def draw_tier(trace: Trace, name: str) -> Callable[[str, Request, float, float, float], None]:
+    """An observer for a KV tier that draws what it loads and stores on two lanes, called after the scheduler `name`."""
+
+    def draw(way: str, request: Request, start_s: float, end_s: float, moved: float) -> None:
+        trace.transfer("KV tiers", f"{name} {way}", f"request {request.index}", start_s, end_s, bytes=moved)
+
+    return draw
 
 
 def draw_flows(trace: Trace, *, group: str = "Links") -> Callable[[Flow], None]:
