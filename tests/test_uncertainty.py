@@ -20,10 +20,10 @@ from perfsim.run import estimate, quantify, simulate
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, OperatorCurves, PrefillCurve
 from perfsim.spec.load import load_scenario
-from perfsim.spec.uncertainty import KINDS
-from perfsim.uncertainty.bands import directions, drawn, shares
+from perfsim.spec.uncertainty import KINDS, Observation
+from perfsim.uncertainty.bands import directions, drawn
 from perfsim.uncertainty.coefficients import KIND_OF_CURVES, RATES, TIMES, kind_of, slower, slower_device
-from perfsim.uncertainty.factors import POWER, Factor, Reach, factors_of, shifted
+from perfsim.uncertainty.factors import Factor, Reach, covariance_of, factors_of, shifted
 from perfsim.uncertainty.rerun import MOST_REQUESTS, SKIPPED_ABOVE, shortened
 from perfsim.uncertainty.spread import Z, in_quadrature, of_draws
 
@@ -49,6 +49,8 @@ def scaled(asked: ps.Scenario, size: float) -> ps.Scenario:
         return spread.model_copy(update={"sigma": spread.sigma * size})
 
     changes = {name: times(getattr(spreads, name)) for name in ("engine", "deployment", "power", "per_doubling")}
+    observed = [run.model_copy(update={"sigma": run.sigma * size}) for run in spreads.observed]
+    changes["observed"] = tuple(observed) if size > 0 else ()
     changes["kinds"] = {kind: times(spread) for kind, spread in spreads.kinds.items()}
     curves = asked.calibration.device.curves
     device = asked.calibration.device.model_copy(
@@ -177,12 +179,14 @@ def test_queues_make_bands_skewed() -> None:
 
 def test_order_of_factors_does_not_matter() -> None:
     factors = [Factor("a", "gemm", 0.1, ""), Factor("b", "host", 0.2, ""), Factor("", "deployment", 0.3, "")]
-    forwards, backwards = (drawn(order, seed=3, count=5) for order in (factors, factors[::-1]))
-    assert forwards == backwards
-    assert [draw["a gemm"] for draw in drawn(factors[:1], seed=3, count=5)] == [draw["a gemm"] for draw in forwards]
-    assert drawn(factors, seed=4, count=5) != forwards
-    result = simulate(scenario(40))
-    assert directions(factors, result) == directions(factors[::-1], result)
+    covariance = np.array([[0.01, -0.01, 0.0], [-0.01, 0.04, 0.0], [0.0, 0.0, 0.09]])
+    forwards = drawn(factors, covariance, seed=3, count=5)
+    backwards = drawn(factors[::-1], covariance[::-1, ::-1], seed=3, count=5)
+    for ours, theirs in zip(forwards, backwards, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-12)
+    assert drawn(factors, covariance, seed=4, count=5) != forwards
+    alone = drawn(factors[2:], covariance[2:, 2:], seed=3, count=5)
+    assert [draw["deployment"] for draw in alone] == pytest.approx([draw["deployment"] for draw in forwards])
     pairs = [({"tpot.mean": 1.2}, {"tpot.mean": 0.9}), ({"tpot.mean": 1.1}, {"tpot.mean": 0.8})]
     point = {"tpot.mean": 1.0}
     assert in_quadrature(point, point, pairs)["tpot.mean"] == pytest.approx(
@@ -190,11 +194,59 @@ def test_order_of_factors_does_not_matter() -> None:
     )
 
 
-def test_draws_have_the_spread_they_are_given() -> None:
-    factor = Factor("a", "gemm", 0.25, "")
-    values = np.array([draw["a gemm"] for draw in drawn([factor], seed=0, count=4000)])
-    assert values.mean() == pytest.approx(0.0, abs=4 * 0.25 / math.sqrt(4000))
-    assert values.std() == pytest.approx(0.25, rel=4 / math.sqrt(2 * 4000))
+def test_draws_have_the_covariance_they_are_given() -> None:
+    factors = [Factor("a", "gemm", 0.25, ""), Factor("b", "host", 0.4, "")]
+    covariance = np.array([[0.0625, -0.06], [-0.06, 0.16]])
+    draws = drawn(factors, covariance, seed=0, count=4000)
+    found = np.cov(np.array([[draw["a gemm"], draw["b host"]] for draw in draws]).T)
+    # An entry of a covariance of n draws errs by sqrt((c_ij^2 + c_ii c_jj) / n).
+    diagonal = np.diagonal(covariance)
+    error = np.sqrt((covariance**2 + np.outer(diagonal, diagonal)) / 4000)
+    assert (np.abs(found - covariance) < 4 * error).all()
+
+
+def test_moves_make_up_the_covariance() -> None:
+    factors = [Factor("a", kind, 0.1, "") for kind in ("decode_attention", "gemm", "host", "power")]
+    names = [factor.name for factor in factors]
+    covariance = np.diag([0.04, 0.09, 0.01, 0.25])
+    covariance[0, 1] = covariance[1, 0] = -0.05
+    share = dict(zip(names, (0.3, 0.6, 0.1, 1.0), strict=True))
+    moves = directions(factors, covariance, share, alone=3)
+    matrix = np.array([[move.get(name, 0.0) for name in names[:3]] for move in moves])
+    assert matrix.T @ matrix == pytest.approx(covariance[:3, :3])
+    assert moves[0][names[1]] == pytest.approx(0.3)  # the GEMMs by one standard deviation, and what depends on them
+    assert moves[0][names[0]] == pytest.approx(-0.05 / 0.3)
+    # With fewer moves the time still has its whole variance.
+    gradient = np.array([share[name] for name in names[:3]])
+    fewer = np.array(
+        [[move.get(name, 0.0) for name in names[:3]] for move in directions(factors, covariance, share, alone=1)]
+    )
+    assert len(fewer) == 2
+    assert ((fewer @ gradient) ** 2).sum() == pytest.approx(gradient @ covariance[:3, :3] @ gradient)
+
+
+def test_whole_runs_that_were_compared_tie_factors_together() -> None:
+    """Against the textbook form of a Gaussian that is given linear observations."""
+    asked = scenario()
+    shares_of = {"gemm": 0.7, "decode_attention": 0.2, "host": 0.1}
+    run = Observation(shares=shares_of, sigma=0.05, source="a measurement")
+    spreads = asked.calibration.uncertainty.model_copy(update={"observed": (run, run)})
+    tied = asked.model_copy(update={"calibration": asked.calibration.model_copy(update={"uncertainty": spreads})})
+    factors = factors_of(tied, NEAR)[0]
+    covariance, sources = covariance_of(tied, factors)
+    share = np.array([shares_of.get(factor.part, 0.0) for factor in factors])
+    precision = np.diag([factor.sigma**-2 for factor in factors]) + 2 * np.outer(share, share) / 0.05**2
+    assert covariance == pytest.approx(np.linalg.inv(precision), abs=1e-12)
+    assert sources == ("a measurement",)
+    assert math.sqrt(share @ covariance @ share) < 0.05 / math.sqrt(2)
+    names = [factor.part for factor in factors]
+    assert covariance[names.index("gemm"), names.index("decode_attention")] < 0
+    free = asked.model_copy(
+        update={"calibration": asked.calibration.model_copy(
+            update={"uncertainty": spreads.model_copy(update={"observed": ()})})}
+    )  # fmt: skip
+    widths = [log_width(quantify(simulate(some), some), "tpot.mean") for some in (free, tied)]
+    assert widths[1] < widths[0]
 
 
 def test_quadrature_and_quantiles() -> None:
@@ -216,18 +268,6 @@ def test_quadrature_and_quantiles() -> None:
     )
     one_sided = [{"tpot.mean": 2 * math.exp(change)} for change in np.linspace(0.1, 1, 50)]
     assert of_draws({"tpot.mean": 2.0}, point, one_sided)["tpot.mean"][0] == 2.0  # contains the point
-
-
-def test_the_rest_moves_along_the_gradient() -> None:
-    result = simulate(scenario(60))
-    names = [factor for factor in factors_of(scenario(), NEAR)[0] if factor.part != POWER]
-    share, moves = shares(names, result), directions(names, result)
-    sigma = {factor.name: factor.sigma for factor in names}
-    rest = moves[-1]
-    assert len(moves) == 4
-    assert len(rest) > 1
-    together = sum(share[name] * size for name, size in rest.items())
-    assert together == pytest.approx(math.sqrt(sum((share[name] * sigma[name]) ** 2 for name in rest)))
 
 
 def test_a_device_that_borrows_has_wider_bands() -> None:

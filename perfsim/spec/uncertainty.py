@@ -29,13 +29,33 @@ class KindSpread(Spread):
     up_to: float | None = Field(default=None, gt=0)
 
 
+class Observation(Spec):
+    """A whole run that was compared with a measurement: it ties factors together, as what one adds another may lack.
+
+    `shares` of the time per token follow each kind of operator and the host; `sigma` is the standard deviation of
+    ln(measured / predicted) for one such run.
+    """
+
+    shares: dict[OperatorKind | Literal["host"], float]
+    sigma: float = Field(gt=0, le=2)
+    source: str
+
+
+class Observed(Observation):
+    """An observation and what it was made on."""
+
+    device: str
+    engine: str
+
+
 class Uncertainty(Spec):
     """Log-normal factors on times, one draw of each per run.
 
     `kinds` belong to a device, `engine` to host terms and client latency of an engine version, `deployment` to all
     times of one run, `power` to energy above idle. `borrowed` is added in quadrature to every kind of a device that
     uses another's curves, `engine_borrowed` to the engine. `per_doubling` is added in quadrature per doubling of the
-    work beyond `up_to`.
+    work beyond `up_to`. `observed` are whole runs on this device and engine: given them, factors are less uncertain and
+    depend on each other.
     """
 
     kinds: dict[OperatorKind, KindSpread]
@@ -45,6 +65,7 @@ class Uncertainty(Spec):
     borrowed: Spread | None = None
     engine_borrowed: Spread | None = None
     per_doubling: Spread
+    observed: tuple[Observation, ...] = ()
 
 
 class UncertaintyFile(Spec):
@@ -62,6 +83,7 @@ class UncertaintyFile(Spec):
     borrowed: Spread
     engine_borrowed: Spread
     per_doubling: Spread
+    observed: tuple[Observed, ...] = ()
 
     def resolved(self, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool) -> Uncertainty:
         """The spreads for the curves of `device` and the profile of `engine`, widened where they stand in."""
@@ -73,4 +95,9 @@ class UncertaintyFile(Spec):
             borrowed=self.borrowed if borrowed else None,
             engine_borrowed=self.engine_borrowed if engine_borrowed else None,
             per_doubling=self.per_doubling,
+            observed=tuple(
+                Observation(shares=run.shares, sigma=run.sigma, source=run.source)
+                for run in self.observed
+                if (run.device, run.engine, False, False) == (device, engine, borrowed, engine_borrowed)
+            ),
         )

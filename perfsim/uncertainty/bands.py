@@ -1,23 +1,34 @@
 """Bands of a result: the run again with its factors off, with the same arrivals, lengths and seed.
 
 Factors are drawn once per run and held: an error of a kernel's efficiency is the same in every step, and would average
-out if every step drew its own. First order by default: the three factors that matter most move alone, one at a time,
-up and down by 1.645 standard deviations; all others move together along the gradient of the busy time, which makes
-their joint change the one they would have in quadrature. `samples` draws all factors at once instead.
-Neglected: factors that depend on each other, and in the first order what two of them do together.
+out if every step drew its own. First order by default: the three factors that matter most move one at a time, up and
+down by 1.645 standard deviations, with what depends on them; all that is left moves at once along the gradient of the
+busy time, which makes the change the one it would have in quadrature. `samples` draws all factors at once instead.
+Neglected: in the first order, what two factors do together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from perfsim.uncertainty.factors import DEPLOYMENT, HOST, KIND_OF_COMPONENT, POWER, Factor, factors_of, shifted
+from perfsim.uncertainty.factors import (
+    DEPLOYMENT,
+    HOST,
+    KIND_OF_COMPONENT,
+    POWER,
+    Factor,
+    Matrix,
+    covariance_of,
+    factors_of,
+    shifted,
+)
 from perfsim.uncertainty.rerun import MOST_REQUESTS, SKIPPED_ABOVE, reach_of, shortened
 from perfsim.uncertainty.spread import Z, headline, in_quadrature, of_draws, with_power
 
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     from perfsim.uncertainty.spread import Band, Values
 
 ALONE = 3  # factors that move alone; the others move together
+VANISHING = 1e-9  # of the variance: rounding
 # Components of the breakdown that follow no factor of their own: waiting, and bytes at the rate of a datasheet.
 WITHOUT_FACTOR = frozenset(("idle", "slowest rank", "adapter_loading"))
 NEGLIGIBLE = 1e-4  # of the busy time, in standard deviations: such factors are not listed
@@ -41,17 +53,22 @@ def with_bands(result: Result, scenario: Scenario, *, rerun: Rerun, samples: int
     """
     if samples is None and result.simulation["requests"] > SKIPPED_ABOVE:
         return _noted(result, f"not quantified: more than {SKIPPED_ABOVE:,} requests and no samples asked for")
-    factors, notes = factors_of(scenario, reach_of(scenario, result))
-    factors = relevant(factors, result, scenario)
+    known, notes = factors_of(scenario, reach_of(scenario, result))
+    factors = relevant(known, result, scenario)
     if not factors:
         return _noted(result, "not quantified: the calibration says nothing about how far off it may be")
+    # Of all factors first: what was observed also had those that do not matter here.
+    everything, observed = covariance_of(scenario, known)
+    kept = [known.index(factor) for factor in factors]
+    covariance = everything[np.ix_(kept, kept)]
     short = shortened(scenario, result)
     base = result if short is scenario else rerun(short)
     if samples is None:
-        bands, runs = _first_order(result, base, short, factors, rerun)
+        bands, runs = _first_order(result, base, short, factors, covariance, rerun)
         method = "first order: factors moved by 1.645 standard deviations, changes added in quadrature"
     else:
-        draws = [headline(rerun(shifted(short, draw))) for draw in drawn(factors, seed=scenario.seed, count=samples)]
+        changes = drawn(factors, covariance, seed=scenario.seed, count=samples)
+        draws = [headline(rerun(shifted(short, change))) for change in changes]
         bands, runs = of_draws(headline(result), headline(base), draws), samples
         method = "Monte Carlo: all factors drawn at once, quantiles of the runs"
     quantified: dict[str, Any] = {
@@ -59,7 +76,11 @@ def with_bands(result: Result, scenario: Scenario, *, rerun: Rerun, samples: int
         "method": method,
         "runs": runs,
         "requests": f"{base.simulation['requests']:,} of {result.simulation['requests']:,}",
-        "factors": {factor.name: f"±{factor.sigma:.0%}: {factor.source}" for factor in factors},
+        "factors": {
+            factor.name: f"±{math.sqrt(max(0.0, variance)):.1%}: {factor.source}"
+            for factor, variance in zip(factors, np.diagonal(covariance), strict=True)
+        },
+        "observed": list(observed),
     }
     if short is not scenario:
         quantified["note"] = (
@@ -108,29 +129,42 @@ def relevant(factors: Sequence[Factor], result: Result, scenario: Scenario) -> t
     )  # fmt: skip
 
 
-def directions(factors: Sequence[Factor], result: Result) -> list[dict[str, float]]:
-    """Unit moves in standard deviations, times sigma, by name: each of the most important factors alone, the rest once.
+def directions(
+    factors: Sequence[Factor], covariance: Matrix, share: Mapping[str, float], *, alone: int
+) -> list[dict[str, float]]:
+    """Moves of the logarithms of the factors, by name, whose outer products sum to the covariance, or nearly.
 
-    A factor matters as much as its share of the time times its standard deviation.
+    A pivoted Cholesky decomposition: the factor with the largest share x standard deviation of what is left moves by
+    that, and takes along those that depend on it. After `alone` such moves, one along the gradient of the time: in the
+    time it does what all that is left does in quadrature. Power moves by itself, elsewhere.
     """
-    share = shares(factors, result)
-    weight = {factor.name: share[factor.name] * factor.sigma for factor in factors if factor.part != POWER}
-    sigma = {factor.name: factor.sigma for factor in factors}
-    order = sorted((name for name in weight if sigma[name] > 0), key=lambda name: (-weight[name], name))
-    count = ALONE if result.breakdown else len(order)  # a closed form is quick enough for all of them
-    found = [{name: sigma[name]} for name in order[:count]]
-    rest = order[count:]
-    length = math.sqrt(sum(weight[name] ** 2 for name in rest))
-    if length > 0:
-        found.append({name: sigma[name] * weight[name] / length for name in rest})
-    return found
+    weight = np.array([0.0 if factor.part == POWER else share[factor.name] for factor in factors])
+    left = covariance.copy()
+    moves: list[NDArray[np.float64]] = []
+    for _ in range(alone):
+        size = weight**2 * np.diagonal(left)
+        pivot = int(size.argmax())  # the first one of equals: factors come ordered by name
+        if size[pivot] <= VANISHING * float(weight**2 @ np.diagonal(covariance)):
+            break
+        moves.append(left[:, pivot] / math.sqrt(left[pivot, pivot]))
+        left = left - np.outer(moves[-1], moves[-1])
+    gradient = left @ weight
+    variance = float(weight @ gradient)
+    if variance > VANISHING * float(weight @ covariance @ weight):
+        moves.append(gradient / math.sqrt(variance))
+    return [
+        {factor.name: float(size) for factor, size in zip(factors, move, strict=True) if size and factor.part != POWER}
+        for move in moves
+    ]
 
 
 def _first_order(
-    result: Result, base: Result, short: Scenario, factors: Sequence[Factor], rerun: Rerun
+    result: Result, base: Result, short: Scenario, factors: Sequence[Factor], covariance: Matrix, rerun: Rerun
 ) -> tuple[dict[str, Band], int]:
     """(bands, number of reruns)."""
-    moves = directions(factors, result)
+    # A closed form is quick enough for all factors.
+    alone = ALONE if result.breakdown else len(factors)
+    moves = directions(factors, covariance, shares(factors, result), alone=alone)
     pairs: list[tuple[Values, Values]] = []
     for move in moves:
         slow, fast = (
@@ -147,16 +181,18 @@ def _first_order(
     return in_quadrature(headline(result), start, pairs), 2 * len(moves)
 
 
-def drawn(factors: Sequence[Factor], *, seed: int, count: int) -> list[dict[str, float]]:
-    """`count` draws of the logarithm of every factor, by name.
+def drawn(factors: Sequence[Factor], covariance: Matrix, *, seed: int, count: int) -> list[dict[str, float]]:
+    """`count` draws of the logarithm of every factor, by name: the symmetric root of the covariance times normal draws.
 
     Each factor has a stream of its own, PCG64 of (seed, "factors", name): one more factor, or another order, leaves the
-    draws of all others as they were.
+    draws of all that do not depend on it as they were.
     """
-    columns = {}
-    for factor in factors:
+    normal = np.empty((len(factors), count))
+    for row, factor in zip(normal, factors, strict=True):
         word = hashlib.sha256(f"factors\0{factor.name}".encode()).digest()[:8]
         sequence = np.random.SeedSequence([seed, int.from_bytes(word, "little")])
-        normal = np.random.Generator(np.random.PCG64(sequence)).standard_normal(count)
-        columns[factor.name] = (factor.sigma * normal).tolist()
-    return [{name: column[index] for name, column in columns.items()} for index in range(count)]
+        row[:] = np.random.Generator(np.random.PCG64(sequence)).standard_normal(count)
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    draws = (root @ normal).T.tolist()
+    return [{factor.name: value for factor, value in zip(factors, draw, strict=True)} for draw in draws]

@@ -11,12 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from perfsim.spec.uncertainty import KINDS, OperatorKind, Spread, Uncertainty
 from perfsim.uncertainty.coefficients import slower
 
 if TYPE_CHECKING:
     from perfsim.spec.calibration import Calibration
     from perfsim.spec.scenario import Scenario
+
+Matrix = NDArray[np.float64]
 
 DEPLOYMENT = "deployment"
 HOST, POWER = "host", "power"
@@ -115,6 +120,30 @@ def _factor(owner: str, part: str, parts: Sequence[Spread]) -> Factor:
     """Independent spreads add in quadrature."""
     sigma = math.sqrt(sum(spread.sigma**2 for spread in parts))
     return Factor(owner, part, sigma, "; ".join(spread.source for spread in parts if spread.sigma > 0))
+
+
+def covariance_of(scenario: Scenario, factors: Sequence[Factor]) -> tuple[Matrix, tuple[str, ...]]:
+    """Covariance of the logarithms of the factors, in their order, given the whole runs that were compared; sources.
+
+    With prior S = diag(sigma^2), and each run's time following the factors with the shares h and error s, it is
+    (S^-1 + sum of h h^T / s^2)^-1, computed as rank-one updates so that a sigma of zero is allowed. Runs tell little
+    about one factor and much about their sum: given them, kernels and host depend on each other.
+    """
+    index = {factor.name: position for position, factor in enumerate(factors)}
+    covariance = np.diag([factor.sigma**2 for factor in factors])
+    sources: dict[str, None] = {}
+    for device, calibration in calibrations(scenario):
+        engine = f"{calibration.engine.name} {calibration.engine.version}"
+        for run in calibration.uncertainty.observed if calibration.uncertainty is not None else ():
+            share = np.zeros(len(factors))
+            for part, value in run.shares.items():
+                position = index.get(f"{engine if part == HOST else device} {part}")
+                if position is not None:
+                    share[position] = value
+            gain = covariance @ share
+            covariance = covariance - np.outer(gain, gain) / (run.sigma**2 + share @ gain)
+            sources[run.source] = None
+    return covariance, tuple(sources)
 
 
 def shifted(scenario: Scenario, shifts: Mapping[str, float]) -> Scenario:
