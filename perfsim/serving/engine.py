@@ -227,26 +227,26 @@ class Engine(EngineFront):
             queued = self.waiting or self.loaded
             again = stalled or preempted or self.late or (queued and not self.blocked)
             return self._decode_work(0, limit=1 if again else _NO_LIMIT)
-        self._tell_tier(())
+        if self.offload is not None:
+            self._tell_tier(self.offload, ())
         self._rejoin()
         # No step came between: only those who have waited for longer than that still owe a gap of their own.
         self.late += [request for request in stalled if request.last_token < self.now]
         self.stalled = []
         return None
 
-    def _tell_tier(self, chunks: Sequence[tuple[Request, int]]) -> None:
+    def _tell_tier(self, offload: Offload, chunks: Sequence[tuple[Request, int]]) -> None:
         """A batch has been formed: what it computes goes to the host, as does what found no room there before."""
-        if self.offload is None:
-            return
         batch = [(request, request.computed + chunk) for request, chunk in chunks]
-        again = [(request, request.prompt) for request in self.offload.starved if request.decoding]
-        self.offload.scheduled(sorted(batch + again, key=_place) if again else batch)
+        again = [(request, request.prompt) for request in offload.starved if request.decoding]
+        offload.scheduled(sorted(batch + again, key=_place) if again else batch)
 
     # --- executing --------------------------------------------------------------------------------------------------
 
     def _mixed_work(self, chunks: list[tuple[Request, int]]) -> Work:
         """One step with prefill work; decodes take part in it."""
-        self._tell_tier(chunks)
+        if self.offload is not None:
+            self._tell_tier(self.offload, chunks)
         decodes = self.batch.size
         context, growth = self.batch.attended()
         tokens = self.batch.tokens
@@ -285,7 +285,8 @@ class Engine(EngineFront):
             limit = 1  # what arrived or was freed during the step in flight counts from the next one on
         if need:
             kv.take(need)
-        self._tell_tier(())
+        if self.offload is not None:
+            self._tell_tier(self.offload, ())
         if self.ended:
             self._give_back()
         if limit > 1:

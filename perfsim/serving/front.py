@@ -121,6 +121,7 @@ class EngineFront(ABC):
         self.population = 0  # requests in the engine, and its integral over time
         self.request_seconds = 0.0
         self._counted_at = 0.0
+        self._drafted = len(config.acceptance) + config.lookahead  # slots for drafts past the last token
         self.offload = None if config.tier is None else Offload(self, config.tier)
 
     def submit(self, request: Request) -> None:
@@ -131,8 +132,9 @@ class EngineFront(ABC):
         self.submitted += 1
         config = self.config
         length = request.prompt + (1 if config.prefill_only else request.output)
-        slots = length - 1 + len(config.acceptance) + config.lookahead
-        request.beside = config.beside(length - 1)
+        slots = length - 1 + self._drafted
+        if config.window_blocks or config.span_blocks:
+            request.beside = config.beside(length - 1)
         reason = ""
         if length > config.max_model_len:
             reason = "longer than max_model_len"
