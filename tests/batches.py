@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from perfsim.ops.step import Span, StepShape, attention_spans, context_read
+from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.model import ModelArch
 
 Chunks = list[tuple[int, int]]
@@ -49,3 +50,9 @@ def stacked(steps: list[StepShape]) -> StepShape:
         tuple(np.array([step.prefill_pairs[window] for step in steps]) for window in windows),
         tuple(np.array([step.prefill_context[window] for step in steps]) for window in windows),
     )
+
+
+def decode_knots(device: DeviceEfficiency, knots: tuple[tuple[float, float], ...]) -> DeviceEfficiency:
+    """The device with these attention knots in place of what was fitted to it."""
+    curves = device.curves.model_copy(update={"decode": {}})
+    return device.model_copy(update={"decode_attention": knots, "curves": curves})

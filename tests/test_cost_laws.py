@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import Chunks, batch_shape, decodes, prefills, stacked
+from batches import Chunks, batch_shape, decode_knots, decodes, prefills, stacked
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -125,7 +125,7 @@ def test_nothing_beats_it_with_other_curves_and_memories(
 
 
 def with_curve(calibration: Calibration, curve: list[tuple[int, float]]) -> Calibration:
-    device = calibration.device.model_copy(update={"decode_attention": tuple(sorted(curve))})
+    device = decode_knots(calibration.device, tuple(sorted(curve)))
     return calibration.model_copy(update={"device": device})
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from batches import decode_knots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,7 +101,7 @@ def compiled(kind: str, config: EngineConfig):
     """Step costs with breakpoints everywhere: uneven attention knots, a scheduler about as slow as the GPU."""
     calibration = find_calibration(accelerator="h100-80gb-sxm", engine="vllm")
     knots = ((32.0, 0.2), (64.0, 0.5), (128.0, 0.3), (512.0, 0.9))
-    device = calibration.device.model_copy(update={"decode_attention": knots})
+    device = decode_knots(calibration.device, knots)
     engine = calibration.engine.model_copy(update={"schedule_host": 1.6e-3, "sequence_host": 1e-6})
     return compile_steps(
         model=tiny_model(kind), node=catalog.node("h100-80gb-sxm"), tp=1,

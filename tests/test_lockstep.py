@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from batches import decode_knots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fast_forward import BLOCK, Log, scenarios
@@ -40,7 +41,7 @@ MODEL = ModelArch(
 def compiled(config: EngineConfig, *, dp: int, spread: bool):
     """Step costs with breakpoints in the attention curve, so that the slowest rank changes."""
     calibration = find_calibration(accelerator="h100-80gb-sxm", engine="vllm")
-    device = calibration.device.model_copy(update={"decode_attention": ((32.0, 0.01), (128.0, 0.05), (512.0, 0.2))})
+    device = decode_knots(calibration.device, ((32.0, 0.01), (128.0, 0.05), (512.0, 0.2)))
     return compile_steps(
         model=MODEL, node=catalog.node("dgx-h100"), tp=1, dp=dp, ep=dp if spread else 1,
         calibration=calibration.model_copy(update={"device": device}), async_scheduling=config.async_scheduling,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from batches import Chunks, batch_shape
+from batches import Chunks, batch_shape, decode_knots
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +51,7 @@ chunks = st.lists(st.tuples(st.integers(1, 400), st.integers(0, 100_000)), max_s
 def calibration_for(node: str, curve: tuple[tuple[float, float], ...], schedule: float) -> Calibration:
     """The packaged coefficients with another attention curve, and host times that every sum of the batch enters."""
     calibration = find_calibration(accelerator=catalog.node(node).accelerator.name, engine="vllm")
-    device = calibration.device.model_copy(update={"decode_attention": curve})
+    device = decode_knots(calibration.device, curve)
     host = {"schedule_host": schedule, "sequence_host": 3e-6, "token_host": 2e-7}
     engine = calibration.engine.model_copy(update=host)
     return calibration.model_copy(update={"device": device, "engine": engine})

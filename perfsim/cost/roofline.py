@@ -1,8 +1,9 @@
 """Tier 2: roofline x efficiency. Smooth in the batch, monotone in work, and never above the speed of light.
 
-Every operator takes launch + max(FLOPs / (e_c peak), bytes / (e_b bandwidth)) with e_c, e_b <= 1 per device and kind.
-The maximum, not the sum or a p-norm, is the form that predicts GEMMs above 2,048 rows from those below 512 within
-5-11% on H100, B200 and L40S (31% on A100); sums miss by 26-35% (measured on aiconfigurator's public GEMM tables).
+Where curves were fitted to measured kernels (`perfsim.cost.curves`), they decide. Every other operator takes
+launch + max(FLOPs / (e_c peak), bytes / (e_b bandwidth)) with e_c, e_b <= 1 per device and kind. The maximum, not the
+sum or a p-norm, is the form that predicts GEMMs above 2,048 rows from those below 512 within 5-11% on H100, B200 and
+L40S (31% on A100); sums miss by 26-35% (measured on aiconfigurator's public GEMM tables).
 
 Decode attention reads a piecewise-linear curve instead: per sequence, the time at each context knot is
 max(bytes / (e_b(knot) bandwidth), FLOPs / (e_c peak)), linear between knots. Both terms are linear in the context, so
@@ -13,6 +14,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from perfsim.cost.curves import (
+    decode_curve,
+    decode_ramp,
+    decode_seconds,
+    expert_curve,
+    expert_seconds,
+    gemm_curve,
+    gemm_seconds,
+    prefill_curve,
+    prefill_seconds,
+)
 from perfsim.cost.device import peak_flops
 from perfsim.cost.estimate import Estimate
 from perfsim.cost.piecewise import PiecewiseLinear
@@ -31,9 +43,12 @@ def op_estimate(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency, 
     """Time, work and dynamic energy of all `count` kernels of `op` on one GPU; zero where it is not active."""
     launch, compute, bandwidth = coefficients(op, efficiency)
     memory = accelerator.memory
+    fitted = fitted_seconds(op, accelerator, efficiency)
     compute_s = op.flops / (compute * peak_flops(accelerator, op.dtype))
     memory_s = (op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / bandwidth
-    if op.kind == "decode_attention":
+    if fitted is not None:
+        launch, busy = 0.0, fitted
+    elif op.kind == "decode_attention":
         busy = op.sequences * decode_attention_curve(op, accelerator, efficiency)(op.context)
     else:
         busy = np.maximum(compute_s, memory_s)
@@ -49,8 +64,26 @@ def op_estimate(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency, 
     )
 
 
+def fitted_seconds(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency) -> Num | None:
+    """Seconds of one kernel on its fitted curve, launch included; None where none was fitted."""
+    gemm, decode = gemm_curve(op, efficiency), decode_curve(op, efficiency)
+    prefill, experts = prefill_curve(op, efficiency), expert_curve(op, efficiency)
+    if gemm is not None:
+        return gemm_seconds(op, gemm, accelerator)
+    if decode is not None:
+        ramp = decode_ramp(op, decode)
+        filling = ramp(op.sequences * op.context) if ramp is not None else 0.0
+        return decode.launch + filling + op.sequences * decode_seconds(op, decode, efficiency, accelerator)(op.context)
+    if prefill is not None:
+        return prefill_seconds(op, prefill, accelerator)
+    return None if experts is None else expert_seconds(op, experts, accelerator)
+
+
 def decode_attention_curve(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency) -> PiecewiseLinear:
     """Seconds per sequence of one decode attention kernel, over the attended context in tokens."""
+    fitted = decode_curve(op, efficiency)
+    if fitted is not None:
+        return decode_seconds(op, fitted, efficiency, accelerator)
     memory = accelerator.memory
     rate = efficiency.decode_attention_compute * peak_flops(accelerator, op.dtype)
     fixed = op.sequence_read_bytes / memory.read_bandwidth + op.sequence_write_bytes / memory.write_bandwidth
@@ -86,6 +119,9 @@ def coefficients(op: Op, e: DeviceEfficiency) -> tuple[float, float, float]:
     if op.kind == "prefill_attention":
         return e.prefill_attention_launch, e.prefill_attention_compute, e.prefill_attention_bandwidth
     if op.kind == "decode_attention":
+        fitted = decode_curve(op, e)
+        if fitted is not None:
+            return fitted.launch, e.decode_attention_compute, fitted.bandwidth
         return e.decode_attention_launch, e.decode_attention_compute, e.decode_attention[-1][1]
     if op.kind == "recurrence":  # nobody has measured these kernels: tiles as in prefill attention, streams as any
         return e.elementwise_launch, e.prefill_attention_compute, e.elementwise_bandwidth

@@ -110,6 +110,8 @@ class CompiledSteps:
                 attended = context[term.span] if term.span >= 0 else blend(term.mix, context)
                 value = term.curve.locate(attended / decodes)[0]
                 gpu += term.count * (term.launch + decodes * value)
+                if term.ramp is not None:
+                    gpu += term.count * term.ramp.locate(attended)[0]
             for state in self.decode_state:
                 gpu += state.seconds(decodes)
         if prefill_tokens:
@@ -155,6 +157,11 @@ class CompiledSteps:
             gpu += count * (term.launch + decodes * value)
             slope_s += count * slope * grows
             left = after * decodes - attended
+            if term.ramp is not None:
+                value, slope, after = term.ramp.locate(attended)
+                gpu += count * value
+                slope_s += count * slope * grows
+                left = min(left, after - attended)
             if left < grows * limit:
                 limit = max(1, int(left / grows) + 1)
         for state in self.decode_state:

@@ -7,7 +7,20 @@ tokens, and the rest is affine in one sum; all of it is read off the lowered ope
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import sqrt
 
+from perfsim.cost.curves import (
+    blended,
+    decode_curve,
+    decode_ramp,
+    gemm_curve,
+    gemm_launch,
+    gemm_rate,
+    gemm_row,
+    padded,
+    prefill_coefficients,
+    prefill_curve,
+)
 from perfsim.cost.device import peak_flops
 from perfsim.cost.piecewise import PiecewiseLinear
 from perfsim.cost.roofline import coefficients, decode_attention_curve
@@ -23,6 +36,7 @@ class DecodeTerm:
     """Decode attention of all layers of one shape; `mix` blends the sums over spans into attended entries.
 
     `span` is the only one where an entry per token of one span is attended, else -1: most models need no blending.
+    `curve` is per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together.
     """
 
     mix: Mix
@@ -30,13 +44,14 @@ class DecodeTerm:
     count: int
     launch: float
     curve: PiecewiseLinear
+    ramp: PiecewiseLinear | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillTerm:
     """Prefill attention of all layers of one shape: launch + max(compute x pairs, what pairs, entries, tokens move).
 
-    `span` as in a DecodeTerm.
+    `span` as in a DecodeTerm. On a fitted curve all parts add up, and there is one more: critical x sqrt(2 pairs).
     """
 
     mix: Mix
@@ -47,6 +62,8 @@ class PrefillTerm:
     per_pair: float
     per_entry: float
     per_token: float
+    critical: float = 0.0
+    fitted: bool = False
 
     def seconds(self, tokens: int, pairs: tuple[int, ...], entries: tuple[int, ...]) -> float:
         attended: float
@@ -56,12 +73,17 @@ class PrefillTerm:
         else:
             attended, read = blend(self.mix, pairs), blend(self.mix, entries)
         moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
+        if self.fitted:
+            return self.count * (self.launch + self.compute * attended + self.critical * sqrt(2.0 * attended) + moved)
         return self.count * (self.launch + max(self.compute * attended, moved))
 
 
 @dataclass(frozen=True, slots=True)
 class LinearTerm:
-    """A kernel whose work is affine in one sum x: count * (launch + max(fixed + per_unit * x, compute * x))."""
+    """A kernel whose work is affine in one sum x: count * (launch + max(fixed + per_unit * x, compute * x)).
+
+    A matrix product on a fitted curve blends both with its `sharpness`, pads its rows and may take `per_row` more.
+    """
 
     mix: Mix
     count: int
@@ -69,8 +91,15 @@ class LinearTerm:
     fixed: float
     per_unit: float
     compute: float
+    padding: float = 0.0
+    sharpness: float = 0.0
+    per_row: float = 0.0
 
     def seconds(self, units: float) -> float:
+        if self.sharpness:
+            computed = self.compute * units * float(padded(units, self.padding))
+            busy = float(blended(self.fixed + self.per_unit * units, computed, self.sharpness))
+            return self.count * (self.launch + self.per_row * units + busy)
         return self.count * (self.launch + max(self.fixed + self.per_unit * units, self.compute * units))
 
 
@@ -127,8 +156,9 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
         if op.kind == "decode_attention":
             key = (op.mix, op.entry_bytes, op.pair_flops, op.sequence_read_bytes, op.sequence_write_bytes, op.dtype)
             count = op.count + (found[key].count if key in found else 0)
-            curve = decode_attention_curve(op, node.accelerator, device)
-            found[key] = DecodeTerm(op.mix, _only_span(op.mix), count, device.decode_attention_launch, curve)
+            curve, fitted = decode_attention_curve(op, node.accelerator, device), decode_curve(op, device)
+            ramp = None if fitted is None else decode_ramp(op, fitted)
+            found[key] = DecodeTerm(op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curve, ramp)
     return tuple(found.values())
 
 
@@ -138,13 +168,17 @@ def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[
     memory = node.accelerator.memory
     for op in ops:
         if op.kind == "prefill_attention":
-            rate = device.prefill_attention_compute * peak_flops(node.accelerator, op.dtype)
-            moved = device.prefill_attention_bandwidth * memory.read_bandwidth
-            written = device.prefill_attention_bandwidth * memory.write_bandwidth
-            per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written
+            launch, compute, bandwidth = coefficients(op, device)
+            curve, chip = prefill_curve(op, device), node.accelerator
+            per_pair, critical, tile = op.pair_flops / (compute * peak_flops(chip, op.dtype)), 0.0, 0.0
+            if curve is not None:
+                launch, bandwidth = curve.launch, curve.bandwidth
+                per_pair, critical, _, tile = prefill_coefficients(op, curve, chip)
+            moved, written = bandwidth * memory.read_bandwidth, bandwidth * memory.write_bandwidth
+            per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written + tile
             term = PrefillTerm(
-                op.mix, _only_span(op.mix), op.count, device.prefill_attention_launch, op.pair_flops / rate,
-                op.pair_bytes / moved, op.entry_bytes / moved, per_token,
+                op.mix, _only_span(op.mix), op.count, launch, per_pair, op.pair_bytes / moved, op.entry_bytes / moved,
+                per_token, critical, curve is not None,
             )  # fmt: skip
             key = replace(term, count=0)
             found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))
@@ -157,17 +191,22 @@ def linear_terms(
     """One term per shape of the kernels that follow `driver`, from the same work lowered for one unit and for two."""
     found: dict[object, LinearTerm] = {}
     memory = node.accelerator.memory
+    chip = node.accelerator
     for first, second in zip(one, two, strict=True):
         if first.driver == driver:
             launch, compute, bandwidth = coefficients(first, device)
+            rate, curve = compute * peak_flops(chip, first.dtype), gemm_curve(first, device)
+            rows = (0.0, 0.0, 0.0)
+            if curve is not None:
+                launch, rate, bandwidth = gemm_launch(first, curve), gemm_rate(first, curve, chip), curve.bandwidth
+                rows = curve.row_padding, curve.sharpness, gemm_row(first, curve, chip)
             moved = [
                 float(op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / bandwidth
                 for op in (first, second)
             ]
-            rate = compute * peak_flops(node.accelerator, first.dtype)
             term = LinearTerm(
                 first.mix, first.count, launch, 2 * moved[0] - moved[1], moved[1] - moved[0],
-                float(second.flops - first.flops) / rate,
+                float(second.flops - first.flops) / rate, *rows,
             )  # fmt: skip
             key = replace(term, count=0)
             found[key] = replace(term, count=first.count + (found[key].count if key in found else 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,16 @@ from perfsim.spec.model import (
 )
 
 Mix = tuple[tuple[int, float], ...]
+
+
+class Kernel(NamedTuple):
+    """Which fitted curve prices an attention kernel, and what it needs to know (see Op)."""
+
+    heads: float
+    tiles: float
+    format: str
+
+
 SCORE_BYTES = 4  # an indexer writes fp32 scores, which the selection reads (DeepGEMM's fp8_mqa_logits, vLLM)
 
 
@@ -62,6 +73,7 @@ def _gqa(
     yield from _attention_core(
         "fp8" if cached == "fp8" else model.dtype, count, step, mix, pair_flops=flops, decode_flops=flops,
         kv_entry=entry_bytes(model, attn, tp=tp, kv_cache_dtype=cached), prefill_bytes=moved, decode_bytes=moved,
+        kernel=Kernel(heads, kv_heads, "fp8" if cached == "fp8" else "bf16"),
     )  # fmt: skip
     yield gemm(model, "o_proj", count, step.tokens, model.hidden_size, heads * value, weight_dtype=linear)
 
@@ -87,7 +99,7 @@ def _mla(
     if attn.output_gate is not None:
         gates = heads * (value if attn.output_gate == "element" else 1)
         yield gemm(model, "gate_proj", count, step.tokens, gates, hidden, weight_dtype=linear)
-    expand = heads * (nope + value)
+    expand, dense = heads * (nope + value), Kernel(heads, 1.0, "mla-fp8" if cached == "fp8" else "mla-bf16")
     absorbed = 2.0 * heads * (2 * latent + rope), (heads * (latent + rope) * act, heads * latent * act)
     if attn.indexer is None:
         # Prefill expands K and V of all attended tokens; decode folds the same weights into q and the output.
@@ -102,7 +114,7 @@ def _mla(
     yield from _attention_core(
         model.dtype, count, step, mix, pair_flops=prefill[0], decode_flops=absorbed[0],
         kv_entry=entry_bytes(model, attn, tp=tp, kv_cache_dtype=cached), prefill_bytes=prefill[1],
-        decode_bytes=absorbed[1],
+        decode_bytes=absorbed[1], kernel=dense if attn.indexer is None else None,
     )  # fmt: skip
     yield gemm(model, "o_proj", count, step.tokens, hidden, heads * value, weight_dtype=linear)
 
@@ -162,12 +174,14 @@ def _indexer(
 def _attention_core(
     dtype: str, count: int, step: StepShape, mix: Mix, *, pair_flops: float, decode_flops: float, kv_entry: float,
     prefill_bytes: tuple[float, float], decode_bytes: tuple[float, float], pair_bytes: float = 0.0,
+    kernel: Kernel | None = None,
 ) -> Iterator[Op]:  # fmt: skip
     """One kernel for all decodes and one for all prefill chunks; `*_bytes`: (read, written) per sequence or new token.
 
     `pair_bytes` are moved for every attended pair, on top of what is read once per entry. A sequence that verifies
     drafts reads its entries once for all its queries; that each query attends one entry more is neglected.
     """
+    heads, tiles, stored = kernel or Kernel(0.0, 0.0, "")
     decodes, queries = step.decode_sequences, step.queries
     decode_flops, decode_bytes = decode_flops * queries, (decode_bytes[0] * queries, decode_bytes[1] * queries)
     attended = sum(weight * step.decode_context[index] for index, weight in mix)
@@ -177,7 +191,8 @@ def _attention_core(
         attended * entry + decodes * decode_bytes[0], decodes * decode_bytes[1], dtype,
         driver="attention", active=np.minimum(decodes, 1.0), sequences=decodes,
         context=attended / np.maximum(decodes, 1.0), mix=mix, sequence_read_bytes=decode_bytes[0],
-        sequence_write_bytes=decode_bytes[1], entry_bytes=entry, pair_flops=decode_flops,
+        sequence_write_bytes=decode_bytes[1], entry_bytes=entry, pair_flops=decode_flops, heads=heads, tiles=tiles,
+        format=stored,
     )  # fmt: skip
     new = step.prefill_tokens
     pairs = sum(weight * step.prefill_pairs[index] for index, weight in mix)
@@ -187,4 +202,5 @@ def _attention_core(
         read * kv_entry + pairs * pair_bytes + new * prefill_bytes[0], new * prefill_bytes[1], dtype,
         driver="attention", active=np.minimum(new, 1.0), mix=mix, sequence_read_bytes=prefill_bytes[0],
         sequence_write_bytes=prefill_bytes[1], entry_bytes=kv_entry, pair_bytes=pair_bytes, pair_flops=pair_flops,
+        rows=new, heads=heads, format=stored,
     )  # fmt: skip

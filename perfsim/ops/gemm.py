@@ -24,4 +24,7 @@ def gemm(
     act = ACTIVATION_BYTES[model.dtype]
     weights = n * k * WEIGHT_BYTES[weight_dtype]
     dtype = compute_dtype(model, weight_dtype)
-    return Op("gemm", name, count, m * (2.0 * n * k), weights + m * (k * act), m * (n * act), dtype, driver)
+    return Op(
+        "gemm", name, count, m * (2.0 * n * k), weights + m * (k * act), m * (n * act), dtype, driver, rows=m, depth=k,
+        format=weight_dtype,
+    )  # fmt: skip

@@ -114,7 +114,10 @@ def _experts(
     read = touched * (per_expert * WEIGHT_BYTES[model.expert_dtype]) + routed * ((hidden + width) * act)
     write = routed * ((matrices - 1) * width * act) + tokens * (hidden * act / ep)
     dtype = compute_dtype(model, model.expert_dtype)
-    return Op("moe", "experts", count, routed * (2.0 * per_expert), read, write, dtype, driver)
+    return Op(
+        "moe", "experts", count, routed * (2.0 * per_expert), read, write, dtype, driver, pair_flops=2.0 * per_expert,
+        tiles=touched, format=model.expert_dtype, depth=float(hidden * act),
+    )  # fmt: skip
 
 
 def distinct_experts(tokens: Num, num_experts: int, per_token: int, popularity: float) -> Num:

@@ -32,6 +32,11 @@ class Op:
     attends. Decode attention also says how its work splits: over `sequences` of mean attended context `context`, with
     `sequence_*_bytes` each (prefill: per new token), `entry_bytes` per entry read, and `pair_flops` and `pair_bytes`
     per attended pair.
+
+    Fitted curves also need: `rows` (of a product; of prefill attention, new tokens) and the `depth` k of a product;
+    `heads` of queries; `tiles`, what one sequence is split into (K/V heads), or the experts that are picked, each row
+    of which is `pair_flops` and enters with `depth` bytes; `format`, how the weights or the cache are stored ("": no
+    curve was fitted to such an op).
     """
 
     kind: OpKind
@@ -52,6 +57,11 @@ class Op:
     pair_bytes: float = 0.0
     pair_flops: float = 0.0
     part: str = ""
+    rows: Num = 0.0
+    depth: float = 0.0
+    heads: float = 0.0
+    tiles: Num = 0.0
+    format: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pydantic import Field
 from perfsim.errors import InputError, nearest
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration, DeviceEfficiency, EngineProfile, PowerModel
+from perfsim.spec.operators_file import FOLDER, load_operators
 from perfsim.spec.problems import validated
 from perfsim.spec.uncertainty import Uncertainty, UncertaintyFile
 from perfsim.spec.yaml import load_yaml
@@ -58,10 +59,13 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
     owner = accelerator if accelerator in content.devices else content.borrow.get(accelerator, content.default)
     if owner not in content.devices:
         raise InputError(f"{path}: '{accelerator}' borrows from '{owner}', which has no coefficients")
+    measured = (path.parent / FOLDER / f"{accelerator}.yaml").is_file()
+    source = accelerator if measured else owner
+    curves = load_operators(path.parent, device=source, engine=engine, borrowed=source != accelerator)
     return Calibration(
         status=content.status,
         source=content.source,
-        device=content.devices[owner],
+        device=content.devices[owner].model_copy(update={"curves": curves}),
         borrowed_from=None if owner == accelerator else owner,
         # Under the engine's own name, so that a saved scenario asks for it again.
         engine=content.engines[name].model_copy(update={"name": engine}),

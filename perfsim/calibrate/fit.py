@@ -1,0 +1,87 @@
+"""Robust fits of a curve to rows: relative errors, soft L1, standard errors that allow for rows of one shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfsim.calibrate.forms import NUISANCE, Form, fit_range, form
+from perfsim.calibrate.rows import Array, Rows
+from perfsim.spec.hardware import Accelerator
+
+SOFT = 0.05  # errors beyond 5% count linearly: a few odd kernel choices must not bend a curve
+SAMPLE = 4000  # rows of one fit: more change nothing that the standard errors would not cover
+SEED = 20260101
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Coefficients of one group of rows, and what they were fitted to."""
+
+    form: Form
+    rows: Rows
+    values: dict[str, float]
+    covariance: Array
+    """Of the logarithms of `values`, in their order."""
+
+    @property
+    def stderr(self) -> dict[str, float]:
+        """Standard errors of the coefficients that a curve keeps."""
+        spread = np.sqrt(np.diag(self.covariance))
+        pairs = zip(self.values.items(), spread, strict=True)
+        return {name: float(value * error) for (name, value), error in pairs if name not in NUISANCE}
+
+
+def fit(rows: Rows, chip: Accelerator) -> Fitted:
+    """Coefficients for the rows that are not held out, within the range that the curve describes."""
+    chosen = sample(fit_range(rows.where(~rows.held_out())))
+    return fit_together([chosen], [chip], form(rows))
+
+
+def fit_together(groups: list[Rows], chips: list[Accelerator], shape: Form) -> Fitted:
+    """One set of coefficients for rows of several devices, each with its own datasheet; every row weighs the same.
+
+    Minimises sum SOFT^2 rho((ln predicted - ln measured)^2 / SOFT^2), rho(z) = 2 (sqrt(1 + z) - 1), over logarithms of
+    the coefficients. The covariance is the sandwich estimate clustered by shape, because rows of one shape share what
+    the curve does not know. Coefficients at a bound have no error.
+    """
+    from scipy.optimize import least_squares
+
+    names = list(shape.bounds)
+    start, low, high = (np.log([shape.bounds[name][at] for name in names]) for at in range(3))
+    measured = np.log(np.concatenate([group.seconds for group in groups]))
+
+    def errors(logs: Array) -> Array:
+        values = dict(zip(names, np.exp(logs).tolist(), strict=True))
+        predicted = [shape.seconds(values, group, chip) for group, chip in zip(groups, chips, strict=True)]
+        result: Array = np.log(np.concatenate(predicted)) - measured
+        return result
+
+    found = least_squares(errors, start, bounds=(low, high), loss="soft_l1", f_scale=SOFT)
+    values = dict(zip(names, np.exp(found.x).tolist(), strict=True))
+    clusters = np.concatenate([np.char.add(f"{group.device} ", group.shape) for group in groups])
+    return Fitted(shape, groups[0], values, _sandwich(found.jac, found.fun, clusters))
+
+
+def _sandwich(jacobian: Array, errors: Array, clusters: np.ndarray) -> Array:
+    """H^-1 (sum over clusters of g g') H^-1, with g the gradients of a cluster's rows: Liang and Zeger's estimate.
+
+    `jacobian` holds the derivatives of the errors scaled by the loss, as least_squares returns them.
+    """
+    weight = 1.0 / np.sqrt(1.0 + (errors / SOFT) ** 2)
+    scaled = errors * np.sqrt(weight)
+    names, place = np.unique(clusters, return_inverse=True)
+    gradients = np.zeros((len(names), jacobian.shape[1]))
+    np.add.at(gradients, place, jacobian * scaled[:, None])
+    inverse = np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-10)
+    result: Array = inverse @ (gradients.T @ gradients) @ inverse
+    return result
+
+
+def sample(rows: Rows, limit: int = SAMPLE) -> Rows:
+    """At most `limit` rows, drawn with a fixed seed."""
+    if len(rows) <= limit:
+        return rows
+    picked = np.random.Generator(np.random.PCG64(SEED)).choice(len(rows), limit, replace=False)
+    return rows.where(np.sort(picked))

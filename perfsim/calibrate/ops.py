@@ -1,0 +1,134 @@
+"""`python -m perfsim.calibrate.ops --data DIR`: fits operator curves, writes hardware/calibration/operators/*.yaml."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from perfsim.calibrate.fit import Fitted, fit
+from perfsim.calibrate.forms import fit_range
+from perfsim.calibrate.rows import Kind, Rows, attention_rows, gemm_rows, moe_rows, newest
+from perfsim.calibrate.transfer import left_out, spread
+from perfsim.errors import InputError
+from perfsim.spec.catalog import accelerator
+
+LEAST = 600  # rows: a format with fewer in range gets no curve
+HEADER = """\
+# Operator curves fitted to public measurements; do not edit: `python -m perfsim.calibrate.ops --data DIR` writes this
+# file. `python -m validation.ops --data DIR` prints how far the curves miss.
+#
+# source: aiconfigurator's operator tables (ai-dynamo/aiconfigurator@095f58a, Apache-2.0): kernels of vLLM and
+#   TensorRT-LLM, repeated on the same buffers under CUDA graphs. A quarter of the shapes of each device (by hash) was
+#   not fitted; `median` and `p90` are absolute relative errors on those, within the range that the curve describes.
+# stderr: of each coefficient, clustered by shape; 0 where it lies at a bound. covariance: of the logarithms of the
+#   coefficients in the order of stderr, lower triangle. sha256: of the fitted rows. discrepancy: relative standard
+#   error of one prediction on rows that were not fitted. left_out: errors when this device is predicted by curves of
+#   the others and its datasheet.
+# Formulas: perfsim/cost/curves.py. Data that stay in the L2 cache were fitted apart and are not part of a curve.
+"""
+
+
+def all_rows(folder: Path) -> list[Rows]:
+    """Every group of measured rows that a curve can describe, in a fixed order."""
+    rows = [
+        *gemm_rows(folder), *attention_rows(folder, "decode"), *attention_rows(folder, "prefill"), *moe_rows(folder)
+    ]  # fmt: skip
+    usable = [group for group in newest(rows) if len(fit_range(group)) >= LEAST]
+    return sorted(usable, key=lambda group: (group.device, group.backend, group.kind, group.format))
+
+
+def held_out_errors(fitted: Fitted, rows: Rows) -> np.ndarray:
+    """Relative errors on the shapes that were not fitted, within the range of the curve."""
+    asked = fit_range(rows.where(rows.held_out()))
+    return fitted.form.seconds(fitted.values, asked, accelerator(rows.device)) / asked.seconds - 1.0
+
+
+def borrowed(groups: list[Rows]) -> dict[str, dict[Kind, np.ndarray]]:
+    """Per device and kind, the relative errors when curves of the other devices predict it."""
+    errors: dict[str, dict[Kind, list[np.ndarray]]] = {}
+    for transfer in left_out(groups, "device"):
+        errors.setdefault(transfer.rows.device, {}).setdefault(transfer.rows.kind, []).append(transfer.errors)
+    return {device: {kind: np.concatenate(parts) for kind, parts in kinds.items()} for device, kinds in errors.items()}
+
+
+def document(device: str, fits: list[tuple[Fitted, Rows]], missed: Mapping[Kind, np.ndarray]) -> Iterator[str]:
+    """Lines of the file of one device."""
+    yield HEADER.rstrip("\n")
+    yield f"device: {device}"
+    yield "source: ai-dynamo/aiconfigurator@095f58a"
+    yield "default_backend: vllm"
+    yield "left_out:"
+    for kind, errors in sorted(missed.items()):
+        absolute = np.abs(errors)
+        yield (
+            f"  {kind}: {{rows: {len(errors)}, median: {np.median(absolute):.4f}, "
+            f"p90: {np.quantile(absolute, 0.9):.4f}, discrepancy: {spread(errors):.4f}}}"
+        )
+    yield "backends:"
+    seen: tuple[str, ...] = ()
+    for fitted, rows in fits:
+        place = (rows.backend, rows.kind)
+        for depth, name in enumerate(place):
+            if seen[: depth + 1] != place[: depth + 1]:
+                yield f"{'  ' * (depth + 1)}{name}:"
+        seen = place
+        yield f"      {rows.format}:"
+        yield from _entry(fitted, rows)
+
+
+def _entry(fitted: Fitted, rows: Rows) -> Iterator[str]:
+    errors = held_out_errors(fitted, rows)
+    curve, absolute = fitted.form.curve(fitted.values), np.abs(errors)
+    kept = [at for at, name in enumerate(fitted.values) if name in fitted.stderr]
+    values = {name: value for name, value in curve.model_dump().items() if value is not None}
+    triangle = [f"[{', '.join(f'{fitted.covariance[row, col]:.1e}' for col in kept[: at + 1])}]"
+                for at, row in enumerate(kept)]  # fmt: skip
+    spans = {name: [float(column.min()), float(column.max())] for name, column in fitted.rows.columns.items()}
+    indent = " " * 8
+    yield f"{indent}curve: {_flow(values)}"
+    yield f'{indent}version: "{rows.version}"'
+    yield f"{indent}table: {rows.table}"
+    yield f"{indent}rows: {len(fitted.rows)}"
+    yield f"{indent}sha256: {fitted.rows.digest()}"
+    yield f"{indent}median: {np.median(absolute):.4f}"
+    yield f"{indent}p90: {np.quantile(absolute, 0.9):.4f}"
+    yield f"{indent}held_out_rows: {len(errors)}"
+    yield f"{indent}discrepancy: {spread(errors):.4f}"
+    yield f"{indent}stderr: {_flow(fitted.stderr)}"
+    yield f"{indent}range: {{{', '.join(f'{name}: [{low:g}, {high:g}]' for name, (low, high) in spans.items())}}}"
+    yield f"{indent}covariance: [{', '.join(triangle)}]"
+
+
+def _flow(values: Mapping[str, float]) -> str:
+    return "{" + ", ".join(f"{name}: {value:.4g}" for name, value in values.items()) + "}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fit everything and write the files; 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m perfsim.calibrate.ops", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the aic_*.parquet tables")
+    parser.add_argument("--output", type=Path, default=Path("hardware/calibration/operators"))
+    options = parser.parse_args(arguments)
+    try:
+        groups = all_rows(options.data)
+        fits = []
+        for rows in groups:
+            print(f"{rows.device} {rows.backend} {rows.kind} {rows.format}", file=sys.stderr)
+            fits.append((fit(rows, accelerator(rows.device)), rows))
+        missed = borrowed(groups)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    options.output.mkdir(parents=True, exist_ok=True)
+    for device in sorted({rows.device for rows in groups}):
+        lines = document(device, [pair for pair in fits if pair[1].device == device], missed.get(device, {}))
+        (options.output / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""How well curves carry over: predict one device, or one architecture, from curves fitted to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from perfsim.calibrate.fit import Fitted, fit_together, sample
+from perfsim.calibrate.forms import fit_range, form
+from perfsim.calibrate.rows import Array, Rows
+from perfsim.spec.catalog import accelerator
+
+# Generations of streaming multiprocessors: kernels are written for one of them.
+ARCHITECTURE = {
+    "a100-80gb-sxm": "ampere", "l40s-48gb": "ada", "h100-80gb-sxm": "hopper", "h200-141gb-sxm": "hopper",
+    "b200-180gb-sxm": "blackwell", "gb200-186gb": "blackwell", "rtx-pro-6000-blackwell-96gb": "rtx-blackwell",
+}  # fmt: skip
+POOLED = 700  # rows per device
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Rows of a device that was left out, and what the curves of the others say about them."""
+
+    rows: Rows
+    predicted: Array
+    fitted_on: tuple[str, ...]
+
+    @property
+    def errors(self) -> Array:
+        """Relative errors, signed."""
+        result: Array = self.predicted / self.rows.seconds - 1.0
+        return result
+
+
+def left_out(groups: list[Rows], by: Literal["device", "architecture"]) -> Iterator[Transfer]:
+    """Every group, predicted by one curve that was fitted to the same kind, format and backend on other devices.
+
+    All of them together make that curve, each with its own datasheet. Groups without any other device are skipped.
+    """
+    for rows in groups:
+        others = [
+            other
+            for other in groups
+            if (other.kind, other.format, other.backend) == (rows.kind, rows.format, rows.backend)
+            and (other.device if by == "device" else ARCHITECTURE[other.device])
+            != (rows.device if by == "device" else ARCHITECTURE[rows.device])
+        ]
+        if others:
+            yield _predicted(rows, others)
+
+
+def _predicted(rows: Rows, others: list[Rows]) -> Transfer:
+    chosen = [sample(fit_range(other), POOLED) for other in others]
+    fitted: Fitted = fit_together(chosen, [accelerator(other.device) for other in others], form(rows))
+    asked = fit_range(rows)
+    predicted = fitted.form.seconds(fitted.values, asked, accelerator(rows.device))
+    return Transfer(asked, predicted, tuple(sorted(other.device for other in others)))
+
+
+def spread(errors: Array) -> float:
+    """The relative standard error that two thirds of `errors` stay within: robust against a few odd rows."""
+    return float(np.quantile(np.abs(np.log1p(np.maximum(errors, -0.99))), 0.6827))

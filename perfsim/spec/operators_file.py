@@ -1,0 +1,112 @@
+"""Reads `hardware/calibration/operators/<device>.yaml`: fitted curves of one device, with their provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import Field
+
+from perfsim.spec.base import Spec
+from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, OperatorCurves, PrefillCurve
+from perfsim.spec.problems import validated
+from perfsim.spec.yaml import load_yaml
+
+FOLDER = "operators"
+
+
+class CurveFit(Spec):
+    """How a curve was fitted and how far it misses; relative errors are absolute values on shapes held out.
+
+    `covariance` is that of the logarithms of the coefficients in the order of `stderr`, as a lower triangle.
+    `discrepancy` is the relative standard error of one prediction. `range` holds what was measured, `sha256` is that
+    of the fitted rows.
+    """
+
+    version: str
+    table: str
+    rows: int = Field(gt=0)
+    sha256: str
+    median: float
+    p90: float
+    held_out_rows: int
+    discrepancy: float
+    stderr: dict[str, float]
+    range: dict[str, tuple[float, float]]
+    covariance: tuple[tuple[float, ...], ...]
+
+
+class FittedGemm(CurveFit):
+    """A curve of matrix products."""
+
+    curve: GemmCurve
+
+
+class FittedDecode(CurveFit):
+    """A curve of decode attention."""
+
+    curve: DecodeCurve
+
+
+class FittedPrefill(CurveFit):
+    """A curve of prefill attention."""
+
+    curve: PrefillCurve
+
+
+class FittedExperts(CurveFit):
+    """A curve of fused experts."""
+
+    curve: ExpertCurve
+
+
+class BackendCurves(Spec):
+    """Curves of one engine's kernels, by kind of operator and number format."""
+
+    gemm: dict[str, FittedGemm] = Field(default_factory=dict)
+    decode: dict[str, FittedDecode] = Field(default_factory=dict)
+    prefill: dict[str, FittedPrefill] = Field(default_factory=dict)
+    moe: dict[str, FittedExperts] = Field(default_factory=dict)
+
+
+class LeftOut(Spec):
+    """Relative errors of one kind when curves of the other devices predict this one."""
+
+    rows: int
+    median: float
+    p90: float
+    discrepancy: float
+
+
+class OperatorsFile(Spec):
+    """All fitted curves of one device; an engine whose kernels were not timed uses those of `default_backend`."""
+
+    device: str
+    source: str
+    default_backend: str
+    backends: dict[str, BackendCurves]
+    left_out: dict[str, LeftOut] = Field(default_factory=dict)
+
+
+def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool) -> OperatorCurves:
+    """The curves of a device for an engine; empty when nothing was fitted to the device.
+
+    Where another device borrows them, their discrepancy is that of predicting a device that was left out.
+    """
+    path = folder / FOLDER / f"{device}.yaml"
+    if not path.is_file():
+        return OperatorCurves()
+    content = validated(OperatorsFile, load_yaml(path), where=str(path))
+    backend = engine if engine in content.backends else content.default_backend
+    found = content.backends[backend]
+    fits = {kind: getattr(found, kind) for kind in BackendCurves.model_fields}
+    curves: dict[str, Any] = {
+        kind: {name: fitted.curve for name, fitted in formats.items()} for kind, formats in fits.items()
+    }
+    versions = sorted({fitted.version for formats in fits.values() for fitted in formats.values()})
+    discrepancy = {kind: median(fit.discrepancy for fit in same.values()) for kind, same in fits.items() if same}
+    if borrowed:
+        discrepancy |= {kind: left.discrepancy for kind, left in content.left_out.items()}
+    source = f"{backend} {', '.join(versions)} kernels on {device}"
+    return OperatorCurves(source=source, discrepancy=discrepancy, **curves)
