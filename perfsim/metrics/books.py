@@ -81,7 +81,9 @@ class Books:
         self.aggregate.add_failed(failed)
         aggregated = self.aggregate.finish()
         law = aggregated.littles_law
-        if cluster is None and law is not None and not law.holds(steps=UNSEEN_STEPS):
+        # A batch is in flight for a step per stage.
+        unseen = UNSEEN_STEPS * self._groups[0].scenario.parallel.pp
+        if cluster is None and law is not None and not law.holds(steps=unseen):
             raise BookkeepingError(f"Little's law: {law.from_segments} by segments, {law.from_requests} by requests")
         rows = () if cluster is None else tuple(self._row(replica, aggregated) for replica in served.replicas)
         return Outcome(
@@ -178,7 +180,7 @@ def service_metrics(cluster: Cluster) -> dict[str, Any]:
             "bytes": handover.bytes,
             "mean_s": handover.seconds / moved if moved else None,
             "mean_wait_s": handover.waited / moved if moved else None,
-            "bytes_per_s": handover.bytes / handover.seconds if handover.seconds else None,
+            "bytes_per_s": handover.exposed / handover.seconds if handover.seconds else None,
         }
     return found
 

@@ -51,14 +51,15 @@ class Usage:
         steps.add_gaps(self._itl, columns)
         number = np.asarray(columns["steps"], dtype=np.int64)
         start, lasting = np.asarray(columns["start_s"], dtype=np.float64), steps.durations(columns)
+        span = np.maximum(lasting, columns["held_s"]) if "held_s" in columns else lasting
         running, waiting = np.asarray(columns["running"]), np.asarray(columns["waiting"])
         blocks = np.asarray(columns["kv_blocks"])
         prefill, emitted = np.asarray(columns["prefill_tokens"]) * number, np.asarray(columns["emitted"]) * number
         # Blocks are recorded at the end; decoding fills a block per sequence every block_size steps on the way there.
         grown = np.asarray(columns["decode_sequences"]) * ((number - 1) / (2.0 * self._block_size))
-        held = np.maximum(blocks - grown, 0.0) * lasting
-        amounts = (running * lasting, waiting * lasting, held, prefill, emitted)
-        self.timeline.add(start, start + lasting, np.stack(amounts).astype(np.float64))
+        held = np.maximum(blocks - grown, 0.0) * span
+        amounts = (running * span, waiting * span, held, prefill, emitted)
+        self.timeline.add(start, start + span, np.stack(amounts).astype(np.float64))
         self.segments += count
         self.steps += int(number.sum())
         self.sequence_steps += int((running * number).sum())

@@ -20,7 +20,8 @@ _TIMER = 2
 class Outages:
     """A renewal process per replica; a replica that is switched off cannot fail, one that starts or drains can.
 
-    A failure while a replica is down or off passes unnoticed. A replica that fails while it drains is switched off.
+    A failure while a replica is down or off passes unnoticed. A replica that fails while it drains is switched off. The
+    step in which it fails still ends, and it is not back before that.
     """
 
     def __init__(self, cluster: Cluster, spec: Failures, *, seed: int) -> None:
@@ -36,6 +37,8 @@ class Outages:
 
     def _next(self, replica: Replica, times: Iterator[tuple[float, float]]) -> None:
         down, up = next(times)
+        while down < self._cluster.env.now:
+            down, up = next(times)
         call_at(self._cluster.env, down, partial(self._down, replica, times, down, up), priority=_TIMER)
 
     def _down(self, replica: Replica, times: Iterator[tuple[float, float]], down: float, up: float, _: Any) -> None:
@@ -53,6 +56,8 @@ class Outages:
         if cluster.handover is not None:
             lost += cluster.handover.broken(replica, down)
         cluster.retry(lost, down)
+        ends = [scheduler.done.end() for scheduler in replica.schedulers if scheduler.done is not None]
+        up = max(up, *ends) if ends else up
         if not draining:
             call_at(cluster.env, up, partial(self._up, replica, times, up), priority=_TIMER)
 

@@ -25,12 +25,17 @@ from perfsim.serving.work import Work
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A batch on its way through the stages: its requests, those it has a token for, when it leaves the last stage."""
+    """A batch on its way through the stages: its requests with their new tokens, those that get a token out of it.
+
+    It leaves the last stage at `finish`; `running` requests and `blocks` were in use when it entered.
+    """
 
     work: Work
-    requests: list[Request]
+    batch: list[tuple[Request, int]]
     emitting: list[Request]
     finish: float
+    running: int
+    blocks: int
 
 
 class PipelineEngine(EngineFront):
@@ -71,6 +76,9 @@ class PipelineEngine(EngineFront):
         """As `Engine.fail`; batches in flight are lost."""
         self.advance(at)
         self.now = at
+        for flight in self.flights:  # not recorded: never computed
+            for request, tokens in flight.batch:
+                request.computed -= tokens
         lost = self.abandon([(request, request.last_token) for request in self.running])
         self.running, self.stage_free = [], [0.0] * self.depth
         self.flights.clear()
@@ -108,13 +116,13 @@ class PipelineEngine(EngineFront):
         pairs, read = prefill_sums(self.windows, chunks)
         for request, tokens in batch:
             request.computed += tokens
-        requests = [request for request, _ in batch]
-        emitting = [request for request in requests if request.computed == request.target]
+        emitting = [request for request, _ in batch if request.computed == request.target]
         work = Work(
             self.now, 1, len(decodes) + new, len(batch), len(decodes), new, context, (0,) * len(context), pairs, read,
             len(self.waiting) + len(self.incoming),
         )  # fmt: skip
-        self.flights.append(Flight(work, requests, emitting, self._enter(work)))
+        blocks = self.kv.total - self.kv.free
+        self.flights.append(Flight(work, batch, emitting, self._enter(work), len(self.running), blocks))
         return work
 
     def price(self, work: Work) -> None:
@@ -176,7 +184,7 @@ class PipelineEngine(EngineFront):
 
     def _victim(self) -> Request | None:
         """The last (or least urgent) request that is not in a batch in flight."""
-        taken = {request for flight in self.flights for request in flight.requests}
+        taken = {request for flight in self.flights for request, _ in flight.batch}
         free = [request for request in self.running if request not in taken]
         if not free:
             return None
@@ -211,11 +219,13 @@ class PipelineEngine(EngineFront):
             self.hand_over(request)
 
     def _record(self, flight: Flight) -> None:
+        """A segment: `first_s` is the time in the first stage, `held_s` that until the next batch or the end."""
         work = flight.work
+        until = min(flight.finish, self.flights[0].work.start) if self.flights else flight.finish
         self.recorder.segment((
             work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, len(flight.emitting),
             work.prefill,
-            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, *work.context,
-            *work.growth, *work.pairs, *work.read,
+            flight.running, work.waiting, flight.blocks, work.group_tokens, *work.context, *work.growth,
+            *work.pairs, *work.read, 0, 0, 0, 0.0, until - work.start,
         ))  # fmt: skip
         self.scheduled_tokens += work.tokens

@@ -25,7 +25,7 @@ SEGMENT_COLUMNS = (
     "emitted", "prefill_tokens", "running", "waiting", "kv_blocks",
     "group_tokens",
 )  # fmt: skip
-EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s")  # zeros where an engine has none of it
+EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s", "held_s")  # zeros where an engine has none of it
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
 
 
@@ -47,7 +47,7 @@ class Recorder:
     """Buffers rows as flat doubles and flushes them column-wise.
 
     `logits` sequences are sampled per step and `emitted` tokens put out (a partial prefill's sample is dropped),
-    `accepted` draft tokens among them.
+    `accepted` draft tokens among them. What a pipeline held for longer than a stage took, it held for `held_s`.
     A segment is a run of `steps` equal-batch steps, step i lasting first_s + i * slope_s. `gap_sequences` of its decode
     sequences see exactly that step as the gap between two tokens; exceptional gaps (after a preemption or a stall) are
     recorded on their own. `segments` and `steps` count what has been flushed.
