@@ -83,9 +83,10 @@ def test_layerwise_leaves_the_last_layer_or_what_the_link_could_not_carry() -> N
     prefill = float(run.column("first_token_s")[0] - run.column("scheduled_s")[0])
     left = max(200 * TOKEN_BYTES / 32, 200 * TOKEN_BYTES - RATE * prefill)
     assert left > 200 * TOKEN_BYTES / 32
-    assert run.cluster.handover.bytes == pytest.approx(left)
+    assert run.cluster.handover.exposed == pytest.approx(left)
+    assert run.cluster.handover.bytes == 200 * TOKEN_BYTES
     run = run_cluster(requests([200], [2]), deployment(layerwise=True, bandwidth=1e12))
-    assert run.cluster.handover.bytes == pytest.approx(200 * TOKEN_BYTES / 32)
+    assert run.cluster.handover.exposed == pytest.approx(200 * TOKEN_BYTES / 32)
 
 
 def test_a_full_decode_pool_holds_back_the_prefill_side() -> None:

@@ -36,14 +36,14 @@ class TransferModel:
         return self.per_token * tokens + windows + self.fixed
 
 
-def transfer_model(scenario: Scenario, spec: KvTransfer, *, gpus_in_use: int) -> TransferModel:
+def transfer_model(scenario: Scenario, spec: KvTransfer, *, gpus_in_use: float) -> TransferModel:
     """The transfer side of a replica of `scenario`.
 
     Every GPU fetches what it will hold, so copies (an MLA latent, a K/V head on several GPUs) are sent once each. A
     rate that `spec` does not give is that of the scale-up links when all `gpus_in_use` GPUs of the deployment fit one
-    node (a rack whose switches join them is one), else the top tier of the cluster's network, else the node's network
-    cards, shared evenly by its GPUs. Neglected:
-    headers, and that fewer and larger messages are faster. Raises InputError when the hardware names no network.
+    node (a rack whose switches join them is one; inf when groups differ in hardware), else the top tier of the
+    cluster's network, else the node's network cards, shared evenly by its GPUs. Neglected: headers, and that fewer and
+    larger messages are faster. Raises InputError when the hardware names no network.
     """
     model, node, tp = scenario.model, scenario.hardware, scenario.parallel.tp
     bandwidth, latency = spec.bandwidth, spec.latency

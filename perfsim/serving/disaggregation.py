@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -34,27 +35,30 @@ if TYPE_CHECKING:
 class Move:
     """K/V on their way: `original` waits at `source`, its `sequel` is queued at `target`."""
 
-    __slots__ = ("flow", "handed_over", "original", "reserved", "sequel", "source", "target")
+    __slots__ = ("bytes", "flow", "handed_over", "original", "reserved", "sequel", "source", "target")
 
     def __init__(self, original: Request, sequel: Request, source: Replica, target: Replica, at: float) -> None:
         self.original, self.sequel = original, sequel
         self.source, self.target = source, target
         self.handed_over = at
         self.reserved = -1.0
+        self.bytes = 0.0
         self.flow: Flow | None = None
 
 
 class Handover:
     """What lies between the first token and the second; `decoders` are the decode replicas that serve.
 
-    `moved` transfers, `bytes` of K/V, `seconds` they took and `waited` seconds for blocks on the decode side, summed.
+    `moved` transfers, `bytes` of K/V, `seconds` that they took for `exposed` bytes (all but what a prefill hid) and
+    `waited` seconds for blocks on the decode side, summed.
     """
 
     def __init__(self, cluster: Cluster, groups: Sequence[GroupPlan], spec: KvTransfer) -> None:
         self._cluster = cluster
         self._spec = spec
         self._network = FairNetwork(cluster.env)
-        alone = sum(group.group.count * group.scenario.parallel.gpus for group in groups)
+        alike = all(group.scenario.hardware == groups[0].scenario.hardware for group in groups)
+        alone = sum(group.group.count * group.scenario.parallel.gpus for group in groups) if alike else inf
         self._models: dict[str, TransferModel] = {
             group.group.name: transfer_model(group.scenario, spec, gpus_in_use=alone) for group in groups
         }
@@ -64,7 +68,7 @@ class Handover:
         self.decoders: list[Replica] = []
         self.moved = 0
         self.owed = 0  # blocks of refused requests that will be freed at this very moment
-        self.bytes = self.seconds = self.waited = 0.0
+        self.bytes = self.exposed = self.seconds = self.waited = 0.0
 
     def attach(self, replica: Replica) -> None:
         """A new replica: its links and hooks."""
@@ -116,13 +120,6 @@ class Handover:
             self.owed += 1
             call_at(self._cluster.env, at, partial(self._refused, move, at))
 
-    def link_stats(self) -> list[dict[str, float | str]]:
-        """Bytes, busy seconds and most transfers at once of every link."""
-        return [
-            {"link": link.name, "bytes_per_s": link.bytes_per_s, "bytes": link.bytes, "busy_s": link.busy_s,
-             "peak_transfers": link.peak_flows} for link in self._network.stats()
-        ]  # fmt: skip
-
     def _handed_over(self, source: Replica, request: Request, at: float) -> None:
         source.load -= 1
         if source.state == FAILED:
@@ -145,7 +142,7 @@ class Handover:
             return  # its source has failed
         move.reserved = at
         source, sink = (self._models[replica.plan.group.name] for replica in (move.source, target))
-        size = sink.bytes(sequel.fetched)
+        size = move.bytes = sink.bytes(sequel.fetched)
         if self._spec.layerwise:
             prefill_s = move.handed_over - move.original.scheduled
             size = max(size / sink.layers, size - min(source.cap, sink.cap) * prefill_s)
@@ -159,7 +156,8 @@ class Handover:
         cluster, at = self._cluster, self._cluster.env.now
         del self._moves[move.sequel]
         self.moved += 1
-        self.bytes += flow.bytes
+        self.bytes += move.bytes
+        self.exposed += flow.bytes
         self.seconds += at - move.reserved
         self.waited += move.reserved - move.handed_over
         if cluster.trace is not None:

@@ -124,7 +124,11 @@ class GroupPlan:
 
 
 def plan_groups(scenario: Scenario) -> tuple[GroupPlan, ...]:
-    """Plan every group of the deployment; InputError when prompts would have to be cut into blocks of two sizes."""
+    """Plan every group of the deployment.
+
+    Raises InputError when prompts would have to be cut into blocks of two sizes, and when K/V would have to be
+    converted on their way from prefill to decode replicas, which no connector does.
+    """
     plans = []
     for group in scenario.deployment.groups:
         own = scenario.of_group(group)
@@ -141,6 +145,9 @@ def plan_groups(scenario: Scenario) -> tuple[GroupPlan, ...]:
     sizes = sorted({plan.plan.config.block_size for plan in plans})
     if len(sizes) > 1:
         raise InputError(f"deployment.groups: expected one policy.block_size in all groups, got {sizes}")
+    dtypes = sorted({plan.scenario.policy.kv_cache_dtype for plan in plans})
+    if len(dtypes) > 1 and scenario.deployment.disaggregated:
+        raise InputError(f"deployment.groups: expected one policy.kv_cache_dtype in all groups, got {dtypes}")
     return tuple(plans)
 
 

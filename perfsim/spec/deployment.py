@@ -135,8 +135,16 @@ class Deployment(Spec):
         roles = {group.role for group in self.groups}
         if roles not in ({"both"}, {"prefill", "decode"}):
             raise ValueError("roles must be all 'both', or 'prefill' and 'decode'")
-        if self.autoscaling is not None and (len(self.groups) > 1 or roles != {"both"}):
+        if self.transfer != KvTransfer() and roles == {"both"}:
+            raise ValueError("transfer is between groups of role 'prefill' and 'decode', there are none")
+        scaling = self.autoscaling
+        if scaling is not None and (len(self.groups) > 1 or roles != {"both"}):
             raise ValueError("autoscaling needs one group of role 'both'")
+        if scaling is not None and not scaling.min_replicas <= self.groups[0].count <= scaling.max_replicas:
+            raise ValueError(
+                f"autoscaling starts with the count of its group, which must be in {scaling.min_replicas} to"
+                f" {scaling.max_replicas}, got {self.groups[0].count}"
+            )
         return self
 
     @property

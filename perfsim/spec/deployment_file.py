@@ -99,6 +99,27 @@ def resolve_deployment(
             ReplicaGroup(name=group.name, count=group.count, role=group.role, hardware=hardware, parallel=parallel,
                          policy=resolved, calibration=coefficients)
         )  # fmt: skip
+    _check_room(file, groups, cluster, where=where)
     content = {"groups": tuple(groups), "router": file.router, "transfer": file.transfer,
                "autoscaling": file.autoscaling, "failures": file.failures}  # fmt: skip
     return validated(Deployment, content, where=lambda at: where(f"deployment.{at}" if at else "deployment"))
+
+
+def _check_room(
+    file: DeploymentFile, groups: list[ReplicaGroup], cluster: Cluster | None, *, where: Callable[[str], str]
+) -> None:
+    """Raises InfeasibleError when the groups on the scenario's own hardware need more GPUs than its `cluster` has."""
+    if cluster is None:
+        return
+    most = 0 if file.autoscaling is None else file.autoscaling.max_replicas
+    needed = sum(
+        max(group.count, most) * group.parallel.gpus
+        for group, given in zip(groups, file.groups, strict=True)
+        if group.parallel is not None and given.hardware is None
+    )
+    if needed > cluster.accelerator_count:
+        raise InfeasibleError(
+            f"{where('deployment')}: {needed} GPUs do not fit: {cluster.name} has {cluster.accelerator_count}"
+            " accelerators",
+            binding="accelerators",
+        )
