@@ -299,7 +299,7 @@ def test_trtllm_takes_an_options_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["sglang", "trtllm"])
 def test_an_engine_without_a_profile_borrows_one_and_says_so(engine: str) -> None:
-    found, _ = scenario(engine, f"serve {LLAMA}" if engine == "sglang" else f"trtllm-serve {LLAMA}")
+    found, _ = scenario(engine, f"serve {LLAMA}")
     assert found.calibration.engine.name == engine
     assert "vllm" in str(found.calibration.engine_borrowed)
     again = found.replace(**{"policy.max_num_seqs": 32})

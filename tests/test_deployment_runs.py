@@ -93,6 +93,10 @@ def test_layers_sent_early_arrive_earlier() -> None:
             ["deployment={groups: [{name: r, count: 1}], autoscaling: {target: 4, min_replicas: 2, max_replicas: 3}}"],
             "in 2 to 3, got 1",
         ),
+        (
+            ["deployment.groups=[{name: r, count: 2, hardware: dgx-h100-superpod}]"],
+            "'dgx-h100-superpod' is a cluster; expected a node or an accelerator, such as its 'dgx-h100'",
+        ),
     ],
 )
 def test_what_would_be_ignored_or_converted_is_refused(overrides: list[str], message: str) -> None:

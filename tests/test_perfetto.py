@@ -217,7 +217,7 @@ def test_flows_of_a_network_are_drawn_on_their_links(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("plan", "rank", "label"),
-    [({"tp": 8}, None, "TP 0-7"), ({}, None, "GPU 0"), ({"tp": 4, "pp": 2}, None, "PP 0-1 x TP 0-3"),
+    [({"tp": 8}, None, "TP 0-7"), ({}, None, "GPU 0"), ({"tp": 4, "pp": 2}, None, "PP 0 of 2 x TP 0-3"),
      ({"tp": 2, "dp": 4, "ep": 8}, 3, "DP 3 x TP 0-1"), ({"dp": 4}, None, "DP 0-3")],
 )  # fmt: skip
 def test_lanes_are_labelled_by_their_ranks(plan: dict[str, int], rank: int | None, label: str) -> None:

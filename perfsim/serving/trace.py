@@ -33,9 +33,14 @@ class Trace(Protocol):
 
 
 def lane_label(parallel: ParallelPlan, *, dp_rank: int | None = None) -> str:
-    """The ranks behind one scheduler, such as `PP 0-1 x TP 0-7`: they do equal work at the same time, so one lane."""
-    axes = [("DP", parallel.dp if dp_rank is None else 1), ("PP", parallel.pp), ("TP", parallel.tp)]
+    """The ranks behind one scheduler, such as `DP 3 x TP 0-7`: they do equal work at the same time, so one lane.
+
+    Of pipeline stages it is the first one: the others do the same later.
+    """
+    axes = [("DP", parallel.dp if dp_rank is None else 1), ("TP", parallel.tp)]
     shown = [f"{name} 0-{size - 1}" for name, size in axes if size > 1]
+    if parallel.pp > 1:
+        shown.insert(0, f"PP 0 of {parallel.pp}")
     if dp_rank is not None:
         shown.insert(0, f"DP {dp_rank}")
     return " x ".join(shown) or "GPU 0"

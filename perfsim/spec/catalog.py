@@ -158,6 +158,9 @@ def node(name_or_path: str | Path) -> Node:
     candidates = _names("node")
     if name.lower() in candidates:
         return load_node(candidates[name.lower()].path, accelerator=accelerator)
+    if name.strip().lower() in _names("cluster"):
+        inside = cluster(name).node.name
+        raise InputError(f"hardware '{name}' is a cluster; expected a node or an accelerator, such as its '{inside}'")
     found = _find("accelerator", name, also={**candidates, **_names("cluster")})
     usual = usual_node(found.path)
     if usual is None:
