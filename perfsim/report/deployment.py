@@ -72,7 +72,7 @@ def _group(group: Json) -> str:
 
 def _transfer(transfer: Json) -> str:
     speed = transfer.get("bandwidth")
-    text = "over the node's network" if speed is None else f"{human(speed, 'bytes')}/s per GPU"
+    text = "over the machine's own links" if speed is None else f"{human(speed, 'bytes')}/s per GPU"
     if transfer.get("latency") is not None:
         text += f", {human(transfer['latency'], 's')} each"
     return text + (", layer by layer" if transfer.get("layerwise") else "")
