@@ -78,12 +78,14 @@ class _Scanner:
             return ";"
         self.quoted_name = self._text[self._at] in "'\""
         word = self._word()
+        if self.quoted_name:
+            return word  # what is quoted redirects nothing
         if re.fullmatch(r"\d*(>{1,2}|<)&?\d*", word):  # a redirection whose target is the next word, or none (2>&1)
             if not word[-1].isdigit():
                 self._skip_blanks()
                 self._word()
             return self.next_word()
-        return self.next_word() if re.match(r"\d*(>{1,2}|<)", word) and not self.quoted_name else word
+        return self.next_word() if re.match(r"\d*(>{1,2}|<)", word) else word
 
     def _skip_blanks(self) -> None:
         while self._at < len(self._text):
