@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.errors import InfeasibleError, InputError
+from validation.compare import facts
 from validation.compare.bands import Bands, bands_of
 
 if TYPE_CHECKING:
@@ -65,16 +66,33 @@ def scenario_of(question: Ask) -> Scenario:
     from perfsim.spec.load import Draft
 
     content = json.loads(question.content)
-    content["model"] = _model(content["model"], question.formats)
+    node = _node(content["hardware"])
+    calibration = _calibration(node.accelerator.name, content["engine"])
+    content |= {"model": _model(content["model"], question.formats), "hardware": node, "calibration": calibration}
+    for group in content.get("deployment", {}).get("groups", ()):
+        group["calibration"] = calibration
     return Draft(content, source="scenario of a measured run").resolve()
 
 
+# Descriptors are read from their files once per process: there are thousands of scenarios, and few of these.
 @lru_cache(maxsize=64)
 def _model(name: str, formats: tuple[tuple[str, str], ...]) -> Any:
+    found = facts.arch(name)
+    return found.model_copy(update=dict(formats)) if formats else found
+
+
+@lru_cache(maxsize=64)
+def _node(name: str) -> Any:
     from perfsim.spec import catalog
 
-    found = catalog.model(name)
-    return found.model_copy(update=dict(formats)) if formats else found
+    return catalog.node(name)
+
+
+@lru_cache(maxsize=64)
+def _calibration(accelerator: str, engine: str) -> Any:
+    from perfsim.spec.load import find_calibration
+
+    return find_calibration(accelerator=accelerator, engine=engine)
 
 
 def answer(question: Ask) -> Answer:

@@ -24,11 +24,11 @@ class Bands:
 
 
 def bands_of(result: Result) -> Bands:
-    """The bands of a result: its field `bands`, path -> {"low", "high"}; none of a result without that field."""
+    """The bands of a result: its field `bands`, path -> [low, high]; none of a result without that field."""
     found = getattr(result, "bands", None) or {}
     factors = {}
     for path, band in found.items():
         value = result.value(path)
-        if value:
-            factors[path] = (band["low"] / value, band["high"] / value)
+        if value and None not in band:  # no upper end: unstable
+            factors[path] = (band[0] / value, band[1] / value)
     return Bands(factors)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfsim.spec import catalog
 from perfsim.spec.yaml import load_yaml
+
+if TYPE_CHECKING:
+    from perfsim.spec.hardware import Accelerator
+    from perfsim.spec.model import ModelArch
 
 FACTS = Path(__file__).with_name("facts.yaml")
 
@@ -48,11 +52,23 @@ def model(name: str | None) -> str:
         if candidate is None:
             continue
         try:
-            catalog.model(candidate)
+            arch(candidate)
         except InputError:
             continue
         return str(candidate)
     raise InexpressibleError(f"no descriptor of model '{name}'")
+
+
+@cache
+def arch(model: str) -> ModelArch:
+    """The descriptor of a model of the catalogue."""
+    return catalog.model(model)
+
+
+@cache
+def accelerator(name: str) -> Accelerator:
+    """The descriptor of an accelerator of the catalogue."""
+    return catalog.accelerator(name)
 
 
 @cache
@@ -67,15 +83,24 @@ def version_of(engine: str, version: str | None) -> dict[str, Any]:
 
     facts.yaml lists (first version, defaults) in order; the last one that is not newer holds.
     """
+    entries = facts("engines").get(engine, ())
+    choices = [_choices(entry) for entry in entries]
+    if choices and all(choice == choices[0] for choice in choices):
+        return choices[0]  # the version does not matter
     if not version:
         raise InexpressibleError("engine version not published")
     found: dict[str, Any] | None = None
-    for entry in facts("engines").get(engine, ()):
-        if _number(str(entry["since"])) <= _number(version):
+    for entry in entries:
+        # A nightly build is newer than the releases that are listed here: all runs with one are of 2026.
+        if version.startswith("nightly") or _number(str(entry["since"])) <= _number(version):
             found = entry
     if found is None:
         raise InexpressibleError(f"defaults of {engine} {version} not known")
-    return {key: value for key, value in found.items() if key not in ("since", "source", "verified")}
+    return _choices(found)
+
+
+def _choices(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ("since", "source", "verified")}
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfsim.spec import catalog
 from validation.compare import facts
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companion
@@ -84,7 +83,7 @@ def question_of(row: Row) -> Ask:
     tp, dp = int(row["tp"]), int(row.get("dp") or 1)
     policy: dict[str, Any] = {
         "max_num_batched_tokens": int(row["max_num_batched_tokens"]), "max_num_seqs": int(row["max_num_seqs"]),
-        "max_model_len": min(client["max_model_len"], catalog.model(model).max_position_embeddings),
+        "max_model_len": min(client["max_model_len"], facts.arch(model).max_position_embeddings),
         "async_scheduling": facts.version_of("vllm", client["engine_version"])["async_scheduling"],
     }  # fmt: skip
     policy |= _memory(row, model=model, tp=tp, client=client)
@@ -124,7 +123,7 @@ def _memory(row: Row, *, model: str, tp: int, client: Mapping[str, Any]) -> dict
 
 def _formats(precision: str | None, model: str) -> dict[str, str]:
     """FP8 runs quantise the projections of a bf16 checkpoint when it is loaded; FP8 checkpoints are as they are."""
-    found = catalog.model(model)
+    found = facts.arch(model)
     if precision == "FP8":
         if found.linear_dtype in ("bf16", "fp16"):
             return {"linear_dtype": "fp8", "expert_dtype": "fp8"}

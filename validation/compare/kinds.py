@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perfsim.errors import InputError
-from validation.compare import isim, llmservingsim
+from validation.compare import inferencex, isim, llmservingsim, silicon
 from validation.compare.outcome import Outcome
 from validation.compare.table import Table
 
@@ -25,6 +25,9 @@ KINDS = (
     Kind("vLLM load tests of inference-sim, by request", isim.REQUESTS, isim.compare_requests),
     Kind("vLLM runs of LLMServingSim, by request", llmservingsim.REQUESTS, llmservingsim.compare_requests),
     Kind("vLLM runs of LLMServingSim, by second", llmservingsim.SERIES, llmservingsim.compare_series),
+    Kind("serving measurements of aiconfigurator", silicon.COLUMNS, silicon.compare),
+    Kind("InferenceX", inferencex.SERVING, inferencex.compare_serving),
+    Kind("InferenceX, decode over position", inferencex.POSITION, inferencex.compare_position),
 )
 
 

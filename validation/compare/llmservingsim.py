@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfsim.spec import catalog
 from validation.compare import facts
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companion
@@ -94,7 +93,7 @@ def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
         "model": model, "hardware": hardware, "engine": "vllm", "policy": policy,
         "workload": {"kind": "trace", "trace": str(_trace(rows, folder))},
     }  # fmt: skip
-    experts = any(group.mlp is not None and group.mlp.kind == "moe" for group in catalog.model(model).layers)
+    experts = any(group.mlp is not None and group.mlp.kind == "moe" for group in facts.arch(model).layers)
     if dp > 1 and not experts:
         content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
         dp = 1

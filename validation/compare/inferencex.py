@@ -1,0 +1,137 @@
+"""InferenceX: DeepSeek-R1 under closed loops, and decode latency over the position in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from validation.compare import facts, plans
+from validation.compare.ask import Answer, Ask, answers, ask
+from validation.compare.facts import InexpressibleError
+from validation.compare.outcome import Outcome, Pair, outcome_of
+from validation.compare.silicon import group, pair, questions_of
+from validation.compare.table import Table
+
+SERVING = frozenset({"hardware", "framework", "model", "precision", "spec_method", "disagg", "decode_tp", "decode_ep",
+                     "decode_dp_attention", "isl", "osl", "conc", "median_ttft", "median_tpot"})  # fmt: skip
+POSITION = frozenset({"model", "framework", "parallel", "isl", "osl", "conc", "num_prompts", "output_throughput",
+                      "median_ttft", "median_tpot", "median_e2el"})  # fmt: skip
+LATENCIES = {
+    f"{statistic}_{column}": f"{name}.{statistic.replace('median', 'p50')}"
+    for column, name in (("ttft", "ttft"), ("tpot", "tpot"), ("e2el", "e2e"))
+    for statistic in ("mean", "median", "p90", "p99")
+}  # fmt: skip
+FORMATS = {"fp8": "fp8", "fp4": "nvfp4", "bf16": "bf16"}
+Row = Mapping[str, Any]
+
+
+def compare_serving(table: Table) -> tuple[Table, Outcome]:
+    """One closed loop per row; seconds, and tokens/s per GPU of deployments that are not split."""
+    return _compare(table, question_of)
+
+
+def compare_position(table: Table) -> tuple[Table, Outcome]:
+    """One closed loop per row, on the eight H200 that the study names in its job scripts; tokens/s of all of them."""
+    return _compare(table, position_question)
+
+
+def _compare(table: Table, make: Any) -> tuple[Table, Outcome]:
+    rows = table.rows()
+    reasons, questions = questions_of(rows, make)
+    found = answers([question for question in questions if question is not None])
+    pairs: list[Pair] = []
+    for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        if question is None:
+            continue
+        reasons[index] = found[question].refused
+        if reasons[index] is None:
+            pairs += _pairs(index, row, found[question])
+    return table, outcome_of(reasons, pairs)
+
+
+def _pairs(index: int, row: Row, answer: Answer) -> list[Pair]:
+    found = [pair(index, column, row[column], answer, path) for column, path in LATENCIES.items() if row.get(column)]
+    if row.get("output_tput_per_gpu") and not row["disagg"]:
+        share = 1.0 / int(row["decode_tp"])
+        found.append(
+            pair(index, "output_tput_per_gpu", row["output_tput_per_gpu"], answer, "throughput.output_tokens_per_s",
+                 scale=share)
+        )  # fmt: skip
+    for column, path in (("output_throughput", "output_tokens_per_s"), ("request_throughput", "requests_per_s")):
+        if row.get(column):
+            found.append(pair(index, column, row[column], answer, f"throughput.{path}"))
+    return found
+
+
+def question_of(row: Row) -> Ask:
+    """The scenario of a row; InexpressibleError when a fact is missing."""
+    if row["spec_method"] not in (None, "none"):
+        raise InexpressibleError("acceptance of drafts not published")
+    engine = plans.engine(row["framework"])
+    model, accelerator = facts.model(row["model"]), facts.device(row["hardware"])
+    label = FORMATS.get(row["precision"])
+    if label is None:
+        raise InexpressibleError(f"precision '{row['precision']}' not known")
+    version = _version(row.get("image"))
+    plan = _plan(row, "decode", accelerator, model)
+    content: dict[str, Any] = {
+        "model": model, "hardware": accelerator, "engine": engine,
+        "policy": plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=plan),
+        "workload": plans.closed_loop(
+            isl=int(row["isl"]), osl=int(row["osl"]), clients=int(row["conc"]), spread=True
+        ),
+    }  # fmt: skip
+    if row["disagg"]:
+        groups = []
+        for role in ("prefill", "decode"):
+            workers = row.get(f"{role}_num_workers")
+            if not workers:
+                raise InexpressibleError("plan not published: number of workers")
+            own = _plan(row, role, accelerator, model)
+            policy = plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=own)
+            groups.append(group(role, int(workers), own, policy))
+        content["deployment"] = {"groups": groups, "router": {"kind": "least_loaded"}}
+    else:
+        content |= plans.keys_of(plan, model)
+    return ask(content, formats=plans.weight_formats(model, gemm=label, moe=label))
+
+
+def _plan(row: Row, role: str, accelerator: str, model: str) -> plans.Plan:
+    """TP counts the GPUs of a worker; with data-parallel attention each of them is a rank."""
+    gpus, ep = int(row[f"{role}_tp"] or 0), int(row[f"{role}_ep"] or 1)
+    if not gpus:
+        raise InexpressibleError("plan not published")
+    if ep not in (1, gpus):
+        raise InexpressibleError("plan not published: attention and experts are on different numbers of GPUs")
+    ranks = gpus if row[f"{role}_dp_attention"] else 1
+    plan = {"tp": gpus // ranks, "dp": ranks, "ep": ep, "gpus": gpus}
+    plans.check_size(plan, accelerator=accelerator, model=model)
+    return plan
+
+
+def _version(image: str | None) -> str | None:
+    """The version in a container's tag: `lmsysorg/sglang:v0.5.8-cu130` is 0.5.8."""
+    return None if not image or ":" not in image else image.rsplit(":", 1)[1].lstrip("v")
+
+
+def position_question(row: Row) -> Ask:
+    """As `question_of`, for runs whose plan is one of tp8, tep8 (experts spread) and dep8 (data-parallel attention)."""
+    layouts = {"tp": (False, False), "tep": (True, False), "dep": (True, True)}
+    kind, gpus = str(row["parallel"]).rstrip("0123456789"), "".join(filter(str.isdigit, str(row["parallel"])))
+    if kind not in layouts or not gpus:
+        raise InexpressibleError(f"plan '{row['parallel']}' not known")
+    client = facts.facts("clients")["token_position"]
+    engine, model, accelerator = plans.engine(row["framework"]), facts.model(row["model"]), client["device"]
+    spread, ranks = layouts[kind]
+    count = int(gpus)
+    plan = {"tp": 1 if ranks else count, "dp": count if ranks else 1, "ep": count if spread else 1, "gpus": count}
+    workload = plans.closed_loop(isl=int(row["isl"]), osl=int(row["osl"]), clients=int(row["conc"]), spread=False)
+    workload["num_requests"] = int(row["num_prompts"])
+    content: dict[str, Any] = {
+        "model": model, "hardware": accelerator, "engine": engine,
+        "policy": plans.engine_policy(
+            engine, version=client["engine_version"], accelerator=accelerator, model=model, plan=plan
+        ),
+        "workload": workload, **plans.keys_of(plan, model),
+    }  # fmt: skip
+    return ask(content)

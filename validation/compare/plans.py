@@ -1,0 +1,140 @@
+"""From a table's words for a parallel plan and an engine to the keys of a scenario; unknown ones are reasons."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from perfsim.spec import sglang_defaults, trtllm_defaults
+from validation.compare import facts
+from validation.compare.facts import InexpressibleError
+
+Plan = dict[str, int]
+MOST_REQUESTS = 4000
+ENGINES = {
+    "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "trt": "trtllm",
+    "dynamo-sglang": "sglang", "dynamo-trt": "trtllm", "dynamo-trtllm": "trtllm", "dynamo-vllm": "vllm",
+}  # fmt: skip
+
+
+def engine(name: str | None) -> str:
+    """The engine profile for what a table calls its framework."""
+    if name is None:
+        raise InexpressibleError("no engine stated")
+    if name not in ENGINES:
+        raise InexpressibleError(f"no profile of engine '{name}'")
+    return ENGINES[name]
+
+
+def has_experts(model: str) -> bool:
+    """Whether the model is a mixture of experts."""
+    return any(group.mlp is not None and group.mlp.kind == "moe" for group in facts.arch(model).layers)
+
+
+def parallel_plan(*, model: str, tp: int, attention_dp: int, moe_tp: int, moe_ep: int, inflated: bool) -> Plan:
+    """The plan that these sizes describe, {"tp", "dp", "ep", "gpus"}.
+
+    `inflated`: InferenceX's exports multiply GPU counts by the expert parallelism when there is one, so that 8 GPUs
+    with ep 8 appear as 64, and fill whichever of `tp` and `attention_dp` is in use. Raises InexpressibleError where no
+    plan fits the numbers.
+    """
+    if not has_experts(model):
+        return {"tp": tp, "dp": max(1, attention_dp), "ep": 1, "gpus": tp * max(1, attention_dp)}
+    stated = tp * attention_dp
+    gpus = moe_tp * moe_ep
+    if inflated and moe_ep > 1:
+        if moe_tp == moe_ep and stated == gpus:
+            gpus = moe_ep
+            tp, attention_dp = (gpus, 1) if attention_dp == 1 else (1, gpus)
+        elif moe_tp == 1 and attention_dp == tp > 1 and moe_ep == stated:
+            gpus = tp
+            tp, attention_dp = 1, gpus
+        moe_tp, moe_ep = (1, gpus) if gpus != moe_tp * moe_ep else (moe_tp, moe_ep)
+        stated = tp * attention_dp
+    if stated != gpus:
+        raise InexpressibleError("plan not published: attention and experts are on different numbers of GPUs")
+    if moe_tp > 1 and moe_ep > 1:
+        raise InexpressibleError("experts sharded and spread at once are not modelled")
+    return {"tp": tp, "dp": attention_dp, "ep": moe_ep if moe_ep > 1 else 1, "gpus": gpus}
+
+
+def check_size(plan: Plan, *, accelerator: str, model: str) -> None:
+    """InexpressibleError where the stated TP cannot be one: it is the number of all GPUs of the service."""
+    _, count = facts.node_of(accelerator)
+    heads = min((_heads(group) for group in facts.arch(model).layers if group.attention is not None), default=1)
+    if heads % plan["tp"] or plan["gpus"] > count or (plan["tp"] > 8 and plan["ep"] == 1):
+        raise InexpressibleError("plan not published: tp counts all GPUs of the service")
+
+
+def _heads(group: Any) -> int:
+    return int(getattr(group.attention, "num_attention_heads", 1) or 1)
+
+
+def keys_of(plan: Plan, model: str) -> dict[str, Any]:
+    """`parallel`, and `deployment` for the ranks of a dense model, which share nothing."""
+    if has_experts(model) or plan["dp"] == 1:
+        return {"parallel": {"tp": plan["tp"], "dp": plan["dp"], "ep": plan["ep"]}}
+    ranks = {"groups": [{"name": "rank", "count": plan["dp"]}], "router": {"kind": "least_loaded"}}
+    return {"parallel": {"tp": plan["tp"]}, "deployment": ranks}
+
+
+def engine_policy(name: str, *, version: str | None, accelerator: str, model: str, plan: Plan) -> dict[str, Any]:
+    """What the engine chooses by itself, as a scenario's `policy`; vLLM's own choices are the loader's."""
+    policy: dict[str, Any] = {"async_scheduling": facts.version_of(name, version)["async_scheduling"]}
+    device = facts.accelerator(accelerator)
+    if name == "sglang":
+        chunk = sglang_defaults.chunked_prefill_size(device)
+        ranks = plan["dp"] if has_experts(model) else 1
+        mla = any(getattr(group.attention, "kind", "") == "mla" for group in facts.arch(model).layers)
+        share = sglang_defaults.mem_fraction_static(
+            device, gpus=plan["gpus"], tp=plan["tp"] * ranks, attention_ranks=ranks, chunk=chunk, mla=mla
+        )
+        tokens = max(1, chunk // ranks)
+        policy |= {"memory_rule": "sglang", "gpu_memory_utilization": share, "block_size": sglang_defaults.PAGE_SIZE,
+                   "max_num_batched_tokens": tokens,
+                   "max_num_seqs": min(sglang_defaults.MAX_RUNNING_REQUESTS, tokens)}  # fmt: skip
+    elif name == "trtllm":
+        policy |= {"memory_rule": "trtllm", "gpu_memory_utilization": trtllm_defaults.FREE_MEMORY_FRACTION,
+                   "block_size": trtllm_defaults.TOKENS_PER_BLOCK,
+                   "max_num_batched_tokens": trtllm_defaults.MAX_NUM_TOKENS,
+                   "max_num_seqs": trtllm_defaults.MAX_BATCH_SIZE}  # fmt: skip
+    return policy
+
+
+def closed_loop(*, isl: int, osl: int, clients: int, spread: bool) -> dict[str, Any]:
+    """A closed loop of `clients`, ten requests each; `spread`: InferenceX's lengths, uniform in 0.8-1.0 of nominal.
+
+    Above 4,000 requests there are fewer per client, but at least two, so that a whole table takes minutes.
+    """
+    client = facts.facts("clients")["inferencex"]
+    shortest = client["shortest"] if spread else 1.0
+
+    def length(tokens: int) -> dict[str, Any]:
+        low = math.ceil(shortest * tokens)
+        return {"kind": "fixed", "tokens": tokens} if low == tokens else {"kind": "uniform", "low": low, "high": tokens}
+
+    count = min(client["prompts_per_client"] * clients, max(2 * clients, MOST_REQUESTS))
+    return {"kind": "synthetic", "num_requests": count,
+            "arrivals": {"kind": "closed", "concurrency": clients}, "prompt": length(isl),
+            "output": length(osl)}  # fmt: skip
+
+
+def weight_formats(model: str, *, gemm: str | None, moe: str | None) -> dict[str, str]:
+    """What replaces the checkpoint's formats; {} where the named checkpoint has the stated ones already.
+
+    Labels say fp8 for every 8-bit float. NVFP4 checkpoints of a model whose own is FP8 quantise the projections outside
+    attention and the experts, which stays in bf16 (NVIDIA's DeepSeek-V3.1-NVFP4, hf_quant_config.json).
+    """
+    found = facts.arch(model)
+    known = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "fp4": "nvfp4", "bfloat16": None, "bf16": None}
+    for label in (gemm, moe):
+        if label is not None and label not in known:
+            raise InexpressibleError(f"weight format '{label}' not known")
+    linear, expert = (known[label] if label else None for label in (gemm, moe))
+    if linear is None or found.expert_dtype in ("mxfp4", "int4_g32"):
+        return {}  # nothing stated, or a checkpoint that exists in one format only
+    if found.linear_dtype in ("bf16", "fp16"):
+        return {"linear_dtype": linear, "expert_dtype": expert or linear}
+    if linear == "nvfp4" and found.linear_dtype != "nvfp4":
+        return {"linear_dtype": "nvfp4", "expert_dtype": "nvfp4", "attention_dtype": found.dtype}
+    return {}
