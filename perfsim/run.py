@@ -18,7 +18,7 @@ from perfsim.serving.closed_form import steady_state
 from perfsim.serving.replica import plan_groups, plan_replica
 from perfsim.serving.service import serve
 from perfsim.spec import catalog
-from perfsim.uncertainty.bands import with_bands
+from perfsim.uncertainty.bands import ALONE, with_bands
 
 if TYPE_CHECKING:
     from perfsim.serving.trace import Trace
@@ -57,14 +57,14 @@ def simulate(
     return quantify(result, scenario, samples=samples) if bands or samples is not None else result
 
 
-def quantify(result: Result, scenario: Scenario, *, samples: int | None = None) -> Result:
+def quantify(result: Result, scenario: Scenario, *, samples: int | None = None, alone: int = ALONE) -> Result:
     """The result of `simulate(scenario)` with 5-95% bands of its headline metrics; all other values stay.
 
-    First order without `samples`, else the quantiles of that many runs; see `perfsim.uncertainty.bands`. Raises
-    InputError for fewer than two samples.
+    First order without `samples`, from 2 (`alone` + 1) runs, else the quantiles of so many runs; see
+    `perfsim.uncertainty.bands`. Raises InputError for fewer than two samples.
     """
     _check_samples(samples)
-    return with_bands(result, scenario, rerun=simulate, samples=samples)
+    return with_bands(result, scenario, rerun=simulate, samples=samples, alone=alone)
 
 
 def estimate(scenario: Scenario, *, bands: bool = False, samples: int | None = None) -> Result:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from typing import get_args, get_origin
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from perfsim.errors import InputError
 from perfsim.metrics.definitions import HEADLINE
 from perfsim.run import estimate, quantify, simulate
 from perfsim.spec.calibration import DeviceEfficiency
-from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, OperatorCurves, PrefillCurve
+from perfsim.spec.curves import GemmCurve, OperatorCurves
 from perfsim.spec.load import load_scenario
 from perfsim.spec.uncertainty import KINDS, Observation
 from perfsim.uncertainty.bands import directions, drawn
@@ -73,16 +74,18 @@ def test_every_time_and_every_rate_is_reached_by_a_factor() -> None:
     """A coefficient that a fit adds has to be given its place, or no factor would reach it."""
     for name in DeviceEfficiency.model_fields:
         assert (kind_of(name) is None) == (name == "curves"), name
-    seen = 0
-    for curve in (GemmCurve, DecodeCurve, PrefillCurve, ExpertCurve):
+    curves = {
+        name: get_args(field.annotation)[1]
+        for name, field in OperatorCurves.model_fields.items()
+        if get_origin(field.annotation) is dict and name != "discrepancy"
+    }
+    assert set(curves) <= set(KIND_OF_CURVES)
+    assert len(curves) >= 4
+    for curve in curves.values():
         for name, field in curve.model_fields.items():
             text = f"{field.annotation} {field.metadata}"
             assert (name in RATES) == bool(re.search(r"Le\(le=1\)", text)), (curve, name)
             assert (name in TIMES) == ("BeforeValidator" in text), (curve, name)
-            seen += name in RATES | TIMES
-    assert seen > 10
-    dicts = {name for name, field in OperatorCurves.model_fields.items() if "Curve" in str(field.annotation)}
-    assert dicts == set(KIND_OF_CURVES)
 
 
 def test_factors_multiply_times_and_never_pass_the_datasheet() -> None:
@@ -167,6 +170,14 @@ def test_monte_carlo_agrees_with_the_first_order() -> None:
         for side in (0, 1):
             ours, theirs = math.log(first[path][side] / value), math.log(drawn_bands[path][side] / value)
             assert ours == pytest.approx(theirs, rel=0.27), (path, side)
+
+
+def test_few_moves_are_enough_for_the_time_per_token() -> None:
+    asked = scenario(100, rate=0.3)
+    plain = simulate(asked)
+    few, more = quantify(plain, asked, alone=1), quantify(plain, asked)
+    assert (few.provenance["uncertainty"]["runs"], more.provenance["uncertainty"]["runs"]) == (4, 8)
+    assert log_width(few, "tpot.mean") == pytest.approx(log_width(more, "tpot.mean"), rel=0.1)
 
 
 def test_queues_make_bands_skewed() -> None:

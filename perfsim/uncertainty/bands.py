@@ -45,11 +45,14 @@ WITHOUT_FACTOR = frozenset(("idle", "slowest rank", "adapter_loading"))
 NEGLIGIBLE = 1e-4  # of the busy time, in standard deviations: such factors are not listed
 
 
-def with_bands(result: Result, scenario: Scenario, *, rerun: Rerun, samples: int | None = None) -> Result:
+def with_bands(
+    result: Result, scenario: Scenario, *, rerun: Rerun, samples: int | None = None, alone: int = ALONE
+) -> Result:  # fmt: skip
     """The result with `bands`, the point prediction unchanged, and what they are made of in `provenance`.
 
     `rerun` answers a scenario as `result` was answered. Reruns see the first 20,000 requests at most; changes relative
-    to a run of these are laid over the result. Runs of more than 100,000 requests get bands only with `samples`.
+    to a run of these are laid over the result. `alone` factors move one at a time: one, hence four reruns, suffices for
+    what follows the busy time. Runs of more than 100,000 requests get bands only with `samples`.
     """
     if samples is None and result.simulation["requests"] > SKIPPED_ABOVE:
         return _noted(result, f"not quantified: more than {SKIPPED_ABOVE:,} requests and no samples asked for")
@@ -64,7 +67,7 @@ def with_bands(result: Result, scenario: Scenario, *, rerun: Rerun, samples: int
     short = shortened(scenario, result)
     base = result if short is scenario else rerun(short)
     if samples is None:
-        bands, runs = _first_order(result, base, short, factors, covariance, rerun)
+        bands, runs = _first_order(result, base, short, factors, covariance, rerun, alone=alone)
         method = "first order: factors moved by 1.645 standard deviations, changes added in quadrature"
     else:
         changes = drawn(factors, covariance, seed=scenario.seed, count=samples)
@@ -96,8 +99,7 @@ def _noted(result: Result, said: Any) -> Result:
 def shares(factors: Sequence[Factor], result: Result) -> dict[str, float]:
     """How much of the busy time follows each factor, by name: d ln(time) / d ln(factor).
 
-    Client latency counts for the host by its share of TTFT, where it matters. A closed form has no breakdown: all
-    factors count alike.
+    A closed form has no breakdown: all factors count alike.
     """
     spent: dict[str, float] = {}
     for component, seconds in result.breakdown.items():
@@ -106,18 +108,23 @@ def shares(factors: Sequence[Factor], result: Result) -> dict[str, float]:
         part = HOST if component in ("host", "scheduler") else KIND_OF_COMPONENT.get(component, "gemm")
         spent[part] = spent.get(part, 0.0) + seconds
     busy = sum(spent.values())
+    return {
+        factor.name: 1.0 if not busy or factor.part == DEPLOYMENT else spent.get(factor.part, 0.0) / busy
+        for factor in factors
+    }
+
+
+def importance(factors: Sequence[Factor], result: Result) -> dict[str, float]:
+    """`shares`, but client latency, which belongs to the host, counts by its share of TTFT, where it matters."""
     engine, ttft = result.scenario["calibration"]["engine"], result.metrics["ttft"]["mean"]
     client = (engine["ingress"] + engine["egress"]) / ttft if ttft else 0.0
-    found = {}
-    for factor in factors:
-        share = 1.0 if not busy or factor.part == DEPLOYMENT else spent.get(factor.part, 0.0) / busy
-        found[factor.name] = max(share, client) if factor.part == HOST else share
-    return found
+    share = shares(factors, result)
+    return {factor.name: max(share[factor.name], client if factor.part == HOST else 0.0) for factor in factors}
 
 
 def relevant(factors: Sequence[Factor], result: Result, scenario: Scenario) -> tuple[Factor, ...]:
     """The factors that the run depends on."""
-    share = shares(factors, result)
+    share = importance(factors, result)
     experts = any(group.mlp is not None and group.mlp.kind == "moe" for group in scenario.model.layers)
     absent = {POWER} if result.energy.get("joules") is None else set()
     if not result.breakdown:
@@ -130,21 +137,24 @@ def relevant(factors: Sequence[Factor], result: Result, scenario: Scenario) -> t
 
 
 def directions(
-    factors: Sequence[Factor], covariance: Matrix, share: Mapping[str, float], *, alone: int
-) -> list[dict[str, float]]:
+    factors: Sequence[Factor], covariance: Matrix, share: Mapping[str, float], *, alone: int,
+    important: Mapping[str, float] | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
     """Moves of the logarithms of the factors, by name, whose outer products sum to the covariance, or nearly.
 
-    A pivoted Cholesky decomposition: the factor with the largest share x standard deviation of what is left moves by
-    that, and takes along those that depend on it. After `alone` such moves, one along the gradient of the time: in the
-    time it does what all that is left does in quadrature. Power moves by itself, elsewhere.
+    A pivoted Cholesky decomposition: the factor with the largest share (`important`, if given) x standard deviation of
+    what is left moves by that, and takes along those that depend on it. After `alone` such moves, one along the
+    gradient of the time: in the time it does what all that is left does in quadrature. Power moves elsewhere.
     """
-    weight = np.array([0.0 if factor.part == POWER else share[factor.name] for factor in factors])
+    timed = np.array([factor.part != POWER for factor in factors])
+    weight = timed * np.array([share[factor.name] for factor in factors])
+    pick = timed * np.array([(important or share)[factor.name] for factor in factors])
     left = covariance.copy()
     moves: list[NDArray[np.float64]] = []
     for _ in range(alone):
-        size = weight**2 * np.diagonal(left)
+        size = pick**2 * np.diagonal(left)
         pivot = int(size.argmax())  # the first one of equals: factors come ordered by name
-        if size[pivot] <= VANISHING * float(weight**2 @ np.diagonal(covariance)):
+        if size[pivot] <= VANISHING * float(pick**2 @ np.diagonal(covariance)):
             break
         moves.append(left[:, pivot] / math.sqrt(left[pivot, pivot]))
         left = left - np.outer(moves[-1], moves[-1])
@@ -159,12 +169,20 @@ def directions(
 
 
 def _first_order(
-    result: Result, base: Result, short: Scenario, factors: Sequence[Factor], covariance: Matrix, rerun: Rerun
+    result: Result,
+    base: Result,
+    short: Scenario,
+    factors: Sequence[Factor],
+    covariance: Matrix,
+    rerun: Rerun,
+    *,
+    alone: int,
 ) -> tuple[dict[str, Band], int]:
     """(bands, number of reruns)."""
     # A closed form is quick enough for all factors.
-    alone = ALONE if result.breakdown else len(factors)
-    moves = directions(factors, covariance, shares(factors, result), alone=alone)
+    count = alone if result.breakdown else len(factors)
+    share, important = shares(factors, result), importance(factors, result)
+    moves = directions(factors, covariance, share, alone=count, important=important)
     pairs: list[tuple[Values, Values]] = []
     for move in moves:
         slow, fast = (

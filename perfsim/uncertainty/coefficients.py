@@ -18,6 +18,7 @@ TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds"))
 RATES = frozenset(("bandwidth", "compute", "quantise_bandwidth"))
 KIND_OF_CURVES: dict[str, OperatorKind] = {
     "gemm": "gemm", "moe": "moe", "prefill": "prefill_attention", "decode": "decode_attention",
+    "collective": "collective",
 }  # fmt: skip
 HOST_TIMES = ("step_host", "schedule_host", "sequence_host", "token_host", "ingress", "egress")
 
@@ -55,7 +56,7 @@ def slower_device(device: DeviceEfficiency, kinds: Mapping[OperatorKind, float])
         {
             name: {key: _curve(curve, kinds[kind]) for key, curve in getattr(device.curves, name).items()}
             for name, kind in KIND_OF_CURVES.items()
-            if kind in kinds
+            if kind in kinds and name in type(device.curves).model_fields
         },
     )
     return _updated(device, changes)

@@ -98,7 +98,9 @@ def _of_device(
         key = CURVES_OF_KIND.get(kind, kind)
         parts: list[Spread]
         if key in measured:  # on a device that borrows: of devices that were left out of the fit
-            parts = [Spread(sigma=measured[key], source=f"{calibration.source}: rows that were not fitted")]
+            parts = [
+                Spread(sigma=measured[key], source=f"{calibration.device.curves.source}, shapes or devices kept out")
+            ]
         elif kind in spreads.kinds:
             parts = [spreads.kinds[kind], *([spreads.borrowed] if spreads.borrowed else [])]
         else:
