@@ -12,19 +12,21 @@ from hypothesis import strategies as st
 
 from perfsim.calibrate.forms import Form, form
 from perfsim.calibrate.rows import Rows, named
+from perfsim.cost.collective import collective_estimate
 from perfsim.cost.roofline import op_estimate
-from perfsim.cost.speed_of_light import op_seconds
+from perfsim.cost.speed_of_light import collective_seconds, op_seconds
 from perfsim.cost.step import step_estimate
 from perfsim.cost.step_model import compile_steps
+from perfsim.cost.topology import fabric
 from perfsim.ops.attention import Kernel, _attention_core
 from perfsim.ops.gemm import gemm
 from perfsim.ops.mlp import mlp_ops
-from perfsim.ops.op import Op
+from perfsim.ops.op import Collective, CollectiveKind, Op
 from perfsim.ops.step import StepShape, attention_spans
 from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration, DeviceEfficiency
-from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, OperatorCurves, PrefillCurve
+from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, OperatorCurves, PrefillCurve
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import ModelArch
 
@@ -175,8 +177,10 @@ def test_the_fit_and_the_cost_model_agree_on_attention(window: float) -> None:
     heads, kv_heads, dim, batch, context, chip = 32.0, 8.0, 128.0, 24.0, 5000.0, catalog.accelerator(CHIP)
     moved = heads * dim * 2.0, heads * dim * 2.0
     for kind, new in (("decode", 1.0), ("prefill", 512.0)):
-        columns = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "window": window, "new": new, "sequences": batch,
-                   "context": context}  # fmt: skip
+        columns = {
+            "heads": heads, "tiles": kv_heads, "dim": dim, "window": window, "new": new, "sequences": batch,
+            "context": context, "entry": 2 * kv_heads * dim, "query": 2 * heads * dim, "pair": 4 * heads * dim,
+        }  # fmt: skip
         rows = measured(kind, "bf16", {name: [value] for name, value in columns.items()})
         shape = form(rows)
         values = without_cache(shape)
@@ -209,3 +213,35 @@ def test_the_fit_and_the_cost_model_agree_on_experts(tokens: float) -> None:
     curve = shape.curve(values)
     one_layer = seconds(op, "moe", curve, "bf16") / op.count
     assert one_layer == pytest.approx(shape.seconds(values, rows, catalog.accelerator(CHIP))[0], rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "all_to_all"])
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_the_fit_and_the_cost_model_agree_on_collectives(kind: CollectiveKind, gpus: int) -> None:
+    size = np.array([4096.0, 262144.0, 1e8])
+    rows = measured("collective", kind, {"gpus": [gpus] * 3, "bytes": list(size)})
+    shape = form(rows)
+    values = {name: bounds[0] for name, bounds in shape.bounds.items()}
+    families = sorted({name.partition(".")[0] for name in values})
+    curves = OperatorCurves.model_validate(
+        {"collective": {family: shape.curve(values, family=family) for family in families}}
+    )
+    estimate = collective_estimate(Collective(kind, kind, 1, size, gpus), fabric(catalog.node(CHIP)),
+                                   with_curves(CHIP, curves).device)  # fmt: skip
+    np.testing.assert_allclose(estimate.seconds, shape.seconds(values, rows, catalog.accelerator(CHIP)), rtol=1e-12)
+
+
+@given(st.builds(LinkCurve, launch=microseconds, hop=microseconds, bandwidth=fractions, ramp=microseconds,
+                 ramp_bytes=st.floats(1e3, 1e9)), st.sampled_from(["all_reduce", "all_gather", "reduce_scatter",
+                 "all_to_all"]), st.sampled_from([2, 4, 8]), st.floats(1, 1e10), st.floats(1, 1e9))  # fmt: skip
+def test_collectives_on_any_curve_stay_above_their_bound_and_grow(
+    curve: LinkCurve, kind: CollectiveKind, gpus: int, size: float, more: float
+) -> None:
+    curves = OperatorCurves(collective=dict.fromkeys(
+        ("custom_all_reduce", "ring_all_reduce", "nvls_all_reduce", "all_gather", "reduce_scatter", "all_to_all"), curve
+    ))  # fmt: skip
+    links, device = fabric(catalog.node(CHIP)), with_curves(CHIP, curves).device
+    small, large = (Collective(kind, kind, 1, amount, gpus) for amount in (size, size + more))
+    took = collective_estimate(small, links, device).seconds
+    assert took >= collective_seconds(small, links) * (1 - 1e-12)
+    assert collective_estimate(large, links, device).seconds >= took * (1 - 1e-12)

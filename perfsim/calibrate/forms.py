@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 
 from perfsim.calibrate.rows import Array, Kind, Rows
+from perfsim.cost.algorithms import ALGORITHMS
+from perfsim.cost.collective import FAMILIES, filling, scaled
 from perfsim.cost.curves import QUANTISED_BYTES, blended, padded
 from perfsim.cost.device import peak_flops
+from perfsim.cost.topology import Fabric, fabric
 from perfsim.ops.mlp import distinct_experts
-from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, PrefillCurve
+from perfsim.ops.op import Collective, CollectiveKind
+from perfsim.spec.catalog import node
+from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, PrefillCurve
 from perfsim.spec.hardware import Accelerator
 from perfsim.spec.model import WEIGHT_BYTES
 
-Curve = GemmCurve | DecodeCurve | PrefillCurve | ExpertCurve
+Curve = GemmCurve | DecodeCurve | PrefillCurve | ExpertCurve | LinkCurve
 ACTIVATION = 2.0  # bytes of a 16-bit number
 ARITHMETIC = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4"}  # all other formats are expanded to 16 bits
 
@@ -44,6 +49,7 @@ BOUNDS: dict[Kind, Bounds] = {
         "launch": (10 * US, 1 * US, 40 * US), "compute": (0.8, 0.1, 1.0), "head_padding": (50.0, 0.1, 500.0),
         "bandwidth": (0.7, 0.05, 1.0), "critical_rows": (50.0, 0.1, 600.0), "tile": (10e-9, 0.01e-9, 400e-9),
     },
+    "collective": {},  # see COLLECTIVE
     "moe": {
         "launch": (20 * US, 1 * US, 400 * US), "bandwidth": (0.8, 0.05, 1.0), "compute": (0.5, 0.02, 1.0),
         "expert_padding": (20.0, 0.01, 300.0), "passes": (3.0, 0.01, 60.0), "sharpness": (3.0, 1.0, 12.0),
@@ -51,6 +57,15 @@ BOUNDS: dict[Kind, Bounds] = {
 }  # fmt: skip
 QUANTISING: Bounds = {"row_seconds": (3e-9, 1e-11, 3e-7), "quantise_bandwidth": (0.4, 0.02, 1.0)}
 SKEW: Bounds = {"popularity": (0.8, 0.1, 3.0)}  # Zipf exponent per unit of the table's own exponent
+# Latent attention: few heads do not fill the matrix units, many are bound by them.
+LATENT: Bounds = {"compute": (0.6, 0.05, 1.0)}
+# Of each family of algorithms. NCCL's all-reduces take longer to begin than the engines' own; where a search begins
+# decides which algorithm it believes a size to run.
+SLOW_START = {"ring_all_reduce": 40 * US, "nvls_all_reduce": 7 * US}
+COLLECTIVE: Bounds = {
+    "launch": (5 * US, 0.5 * US, 60 * US), "hop": (1 * US, 0.01 * US, 20 * US), "bandwidth": (0.7, 0.02, 1.0),
+    "ramp": (5 * US, 0.01 * US, 200 * US), "ramp_bytes": (1e6, 5e4, 3e8),
+}  # fmt: skip
 HOST: Bounds = {"host": (60 * US, 5 * US, 400 * US)}  # eager launches that outlast small kernels: a floor, not a cost
 NUISANCE = frozenset({*RESIDENT, *SKEW, *HOST})
 
@@ -65,14 +80,24 @@ class Form:
 
     def seconds(self, values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
         """What the curve predicts for every row, under the conditions of the benchmark."""
-        formula = {"gemm": _gemm, "decode": _decode, "prefill": _prefill, "moe": _experts}[self.kind]
+        formula = {
+            "gemm": _gemm, "decode": _decode, "prefill": _prefill, "moe": _experts, "collective": _collective
+        }[self.kind]  # fmt: skip
         result: Array = formula({**self.fixed, **values}, rows, chip)
         return result
 
-    def curve(self, values: Mapping[str, float]) -> Curve:
-        """The curve without the conditions of the benchmark."""
-        kind: Any = {"gemm": GemmCurve, "decode": DecodeCurve, "prefill": PrefillCurve, "moe": ExpertCurve}[self.kind]
-        kept = {name: value for name, value in {**self.fixed, **values}.items() if name not in NUISANCE}
+    def curve(self, values: Mapping[str, float], *, family: str = "") -> Curve:
+        """The curve without the conditions of the benchmark; of collectives, that of one family."""
+        kind: Any = {
+            "gemm": GemmCurve, "decode": DecodeCurve, "prefill": PrefillCurve, "moe": ExpertCurve,
+            "collective": LinkCurve,
+        }[self.kind]  # fmt: skip
+        prefix = f"{family}." if family else ""
+        kept = {
+            name.removeprefix(prefix): value
+            for name, value in {**self.fixed, **values}.items()
+            if name not in NUISANCE and name.startswith(prefix)
+        }
         curve: Curve = kind(**kept)
         return curve
 
@@ -82,7 +107,19 @@ def form(rows: Rows) -> Form:
 
     Eight-bit and four-bit products quantise their input. vLLM's block-scaled kernels were timed with eager launches.
     """
+    if rows.kind == "collective":
+        families = families_of(rows)
+        bounds = {f"{family}.{name}": COLLECTIVE[name] for family in families for name in COLLECTIVE}
+        for family in set(families) & set(SLOW_START):
+            start, (_, low, high) = SLOW_START[family], COLLECTIVE["launch"]
+            bounds[f"{family}.launch"] = (start, low, high)
+        return Form(rows.kind, bounds, {})
     bounds, fixed = {**BOUNDS[rows.kind], **RESIDENT}, {}
+    if rows.format.startswith("mla-"):
+        bounds |= LATENT
+        if rows.backend == "vllm":  # timed with eager launches; TensorRT-LLM's kernels take 11 to 15 us at no work
+            bounds |= HOST
+            fixed = {"launch": 14 * US}
     if rows.kind == "gemm" and rows.format in ARITHMETIC:
         bounds |= QUANTISING
         if rows.backend == "vllm" and rows.format == "fp8_block":
@@ -103,20 +140,25 @@ def fit_range(rows: Rows) -> Rows:
     over ranks are left out, because the source times the rank with the most rows, whose share it does not tell.
     """
     columns = rows.columns
+    if rows.kind == "collective":
+        return rows
     if rows.kind == "gemm":
         return rows.where((columns["n"] >= 256) & (columns["k"] >= 256))
     if rows.kind in ("decode", "prefill"):
-        keep = np.isin(columns["dim"], [64, 128, 256]) & (columns["heads"] <= 16 * columns["kv_heads"])
+        latent = rows.format.startswith("mla-")
+        keep = np.isin(columns["dim"], [64, 128, 256]) & (columns["heads"] <= 16 * columns["tiles"]) | latent
         if rows.kind == "prefill":
             return rows.where(keep & (columns["new"] >= 128))
-        if rows.device in ("a100-80gb-sxm", "l40s-48gb", "rtx-pro-6000-blackwell-96gb"):
-            keep &= (columns["heads"] > columns["kv_heads"]) & (columns["window"] == 0)
+        if not latent and rows.device in ("a100-80gb-sxm", "l40s-48gb", "rtx-pro-6000-blackwell-96gb"):
+            keep &= (columns["heads"] > columns["tiles"]) & (columns["window"] == 0)
         return rows.where(keep & (columns["context"] >= 128))
     return rows.where(columns["ranks"] == 1)
 
 
 def resident(rows: Rows, chip: Accelerator) -> Array:
-    """How many times the L2 cache the data of each row fill."""
+    """How many times the L2 cache the data of each row fill; links have none."""
+    if rows.kind == "collective":
+        return np.full(len(rows), np.inf)
     return _moved(rows)[0] / (chip.l2_bytes or 1.0)
 
 
@@ -130,13 +172,11 @@ def _moved(rows: Rows) -> tuple[Array, Array]:
     if rows.kind == "moe":
         touched = np.minimum(c["experts"], c["top"] * c["tokens"]) / c["ranks"]
         return touched * 3 * c["hidden"] * c["inter"] * WEIGHT_BYTES[rows.format], touched
-    per_query = 2 * c["heads"] * c["dim"] * ACTIVATION
-    return c["sequences"] * (c["new"] * per_query + _attended(rows)[1] * _entry(rows)), 0.0 * c["new"]
+    return c["sequences"] * (c["new"] * c["query"] * ACTIVATION + _attended(rows)[1] * _entry(rows)), 0.0 * c["new"]
 
 
 def _entry(rows: Rows) -> Array:
-    c = rows.columns
-    return 2 * c["kv_heads"] * c["dim"] * WEIGHT_BYTES[rows.format]
+    return rows.columns["entry"] * WEIGHT_BYTES[rows.format.removeprefix("mla-")]
 
 
 def _attended(rows: Rows) -> tuple[Array, Array]:
@@ -181,25 +221,28 @@ def _above_host(values: Mapping[str, float], seconds: Any) -> Array:
 
 def _decode(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
     c = rows.columns
-    moved = 2 * c["heads"] * c["dim"] * ACTIVATION + _attended(rows)[1] * _entry(rows)
+    moved = c["query"] * ACTIVATION + _attended(rows)[1] * _entry(rows)
     memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, c["sequences"] * moved, chip)
-    tile = c["kv_heads"] * values["tile"] / (chip.sm_count or 1)
+    tile = c["tiles"] * values["tile"] / (chip.sm_count or 1)
     held = c["sequences"] * _attended(rows)[1] * _entry(rows)
     filling = values["ramp"] * held / (held + values["ramp_bytes"])
-    result: Array = values["launch"] + filling + c["sequences"] * blended(memory, tile, values["sharpness"])
-    return result
+    each = blended(memory, tile, values["sharpness"])
+    if "compute" in values:
+        rate = values["compute"] * peak_flops(chip, "bf16")
+        each = np.maximum(each, c["pair"] * _attended(rows)[1] / rate)
+    return _above_host(values, values["launch"] + filling + c["sequences"] * each)
 
 
 def _prefill(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
     c, units = rows.columns, chip.sm_count or 1
     pairs = c["sequences"] * _attended(rows)[0]
     arithmetic = "fp8" if rows.format == "fp8" else "bf16"
-    head = 4 * (c["dim"] + values["head_padding"]) / (values["compute"] * peak_flops(chip, arithmetic))
+    head = (c["pair"] / c["heads"] + 4 * values["head_padding"]) / (values["compute"] * peak_flops(chip, arithmetic))
     moved = _moved(rows)[0]
     memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip)
     critical = head * units * values["critical_rows"] * np.sqrt(2 * pairs)
     tiles = c["sequences"] * c["new"] * c["heads"] * values["tile"] / units
-    return np.asarray(values["launch"] + head * c["heads"] * pairs + critical + memory + tiles)
+    return _above_host(values, values["launch"] + head * c["heads"] * pairs + critical + memory + tiles)
 
 
 def _experts(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
@@ -215,6 +258,53 @@ def _experts(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Arra
     compute = 2 * expert * (routed + touched * values["expert_padding"]) / rate
     sorting = routed * values["passes"] * c["hidden"] * ACTIVATION / chip.memory.read_bandwidth
     return np.asarray(values["launch"] + sorting + blended(memory, compute, values["sharpness"]))
+
+
+def families_of(rows: Rows) -> list[str]:
+    """The families of algorithms that can run a group of collectives."""
+    if rows.format != "all_reduce":
+        return [rows.format]
+    links = fabric(node(rows.device))
+    switched = any(level.in_switch for level in links.path(int(rows.columns["gpus"].min())))
+    direct = all(level.direct for level in links.path(int(rows.columns["gpus"].min())))
+    own = ["custom_all_reduce"] if direct else []
+    return [*own, "ring_all_reduce", *(["nvls_all_reduce"] if switched else [])]
+
+
+def _collective(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
+    links = fabric(node(chip.name))
+    families = FAMILIES[_kind(rows.format)]
+    result = np.empty(len(rows))
+    for gpus in np.unique(rows.columns["gpus"]):
+        at = rows.columns["gpus"] == gpus
+        work = Collective(_kind(rows.format), rows.format, 1, rows.columns["bytes"][at], int(gpus))
+        names = {
+            family: LinkCurve(**{name: values[f"{family}.{name}"] for name in COLLECTIVE})
+            for family in dict.fromkeys(families.values())
+            if f"{family}.launch" in values
+        }
+        result[at] = _fastest(work, links, names)
+    return result
+
+
+def _fastest(work: Collective, links: Fabric, curves: dict[str, LinkCurve]) -> Array:
+    """As `perfsim.cost.collective` does it, over the families that have a curve."""
+    path = links.path(work.group)
+    times = []
+    for name, algorithm in ALGORITHMS[work.kind].items():
+        curve = curves.get(FAMILIES[work.kind].get(name, ""))
+        if curve is not None:
+            inside = tuple(scaled(level, curve) for level in path)
+            seconds = algorithm(work, inside, curve.launch)
+            if seconds is not None:
+                times.append(np.broadcast_to(seconds + filling(work, curve), np.shape(work.bytes)))
+    fastest: Array = np.min(times, axis=0)
+    return fastest
+
+
+def _kind(name: str) -> CollectiveKind:
+    kinds: dict[str, CollectiveKind] = {kind: kind for kind in FAMILIES}
+    return kinds[name]
 
 
 def _distinct(rows: Rows, popularity: float) -> Array:

@@ -10,13 +10,25 @@ from pathlib import Path
 import numpy as np
 
 from perfsim.calibrate.fit import Fitted, fit
-from perfsim.calibrate.forms import fit_range
-from perfsim.calibrate.rows import Kind, Rows, attention_rows, gemm_rows, moe_rows, newest
+from perfsim.calibrate.forms import families_of, fit_range
+from perfsim.calibrate.rows import (
+    Kind,
+    Rows,
+    attention_rows,
+    collective_rows,
+    gemm_rows,
+    mla_rows,
+    moe_rows,
+    newest,
+)
 from perfsim.calibrate.transfer import left_out, spread
 from perfsim.errors import InputError
 from perfsim.spec.catalog import accelerator
 
-LEAST = 600  # rows: a format with fewer in range gets no curve
+BACKEND = "vllm"  # kernels that stand in for those of engines nobody timed apart
+FEW = 600  # rows: a format with fewer in range gets no curve
+LIMIT = 0.25  # a curve that misses shapes it has not seen by more, in the median, describes nothing
+LEAST: dict[Kind, int] = {"collective": 20}
 HEADER = """\
 # Operator curves fitted to public measurements; do not edit: `python -m perfsim.calibrate.ops --data DIR` writes this
 # file. `python -m validation.ops --data DIR` prints how far the curves miss.
@@ -35,22 +47,24 @@ HEADER = """\
 def all_rows(folder: Path) -> list[Rows]:
     """Every group of measured rows that a curve can describe, in a fixed order."""
     rows = [
-        *gemm_rows(folder), *attention_rows(folder, "decode"), *attention_rows(folder, "prefill"), *moe_rows(folder)
+        *gemm_rows(folder), *attention_rows(folder, "decode"), *attention_rows(folder, "prefill"), *mla_rows(folder),
+        *moe_rows(folder), *collective_rows(folder),
     ]  # fmt: skip
-    usable = [group for group in newest(rows) if len(fit_range(group)) >= LEAST]
+    usable = [group for group in newest(rows) if len(fit_range(group)) >= LEAST.get(group.kind, FEW)]
     return sorted(usable, key=lambda group: (group.device, group.backend, group.kind, group.format))
 
 
 def held_out_errors(fitted: Fitted, rows: Rows) -> np.ndarray:
-    """Relative errors on the shapes that were not fitted, within the range of the curve."""
-    asked = fit_range(rows.where(rows.held_out()))
+    """Relative errors on the shapes that were not fitted, within the range of the curve; on all if there are none."""
+    out = rows.held_out()
+    asked = fit_range(rows.where(out if out.any() else ~out))
     return fitted.form.seconds(fitted.values, asked, accelerator(rows.device)) / asked.seconds - 1.0
 
 
 def borrowed(groups: list[Rows]) -> dict[str, dict[Kind, np.ndarray]]:
-    """Per device and kind, the relative errors when curves of the other devices predict it."""
+    """Per device and kind, the relative errors when vLLM's curves of the other devices predict it."""
     errors: dict[str, dict[Kind, list[np.ndarray]]] = {}
-    for transfer in left_out(groups, "device"):
+    for transfer in left_out([rows for rows in groups if rows.backend == BACKEND], "device"):
         errors.setdefault(transfer.rows.device, {}).setdefault(transfer.rows.kind, []).append(transfer.errors)
     return {device: {kind: np.concatenate(parts) for kind, parts in kinds.items()} for device, kinds in errors.items()}
 
@@ -60,7 +74,7 @@ def document(device: str, fits: list[tuple[Fitted, Rows]], missed: Mapping[Kind,
     yield HEADER.rstrip("\n")
     yield f"device: {device}"
     yield "source: ai-dynamo/aiconfigurator@095f58a"
-    yield "default_backend: vllm"
+    yield f"default_backend: {BACKEND}"
     yield "left_out:"
     for kind, errors in sorted(missed.items()):
         absolute = np.abs(errors)
@@ -76,14 +90,19 @@ def document(device: str, fits: list[tuple[Fitted, Rows]], missed: Mapping[Kind,
             if seen[: depth + 1] != place[: depth + 1]:
                 yield f"{'  ' * (depth + 1)}{name}:"
         seen = place
-        yield f"      {rows.format}:"
-        yield from _entry(fitted, rows)
+        for family in families_of(rows) if rows.kind == "collective" else [""]:
+            yield f"      {family or rows.format}:"
+            yield from _entry(fitted, rows, family)
 
 
-def _entry(fitted: Fitted, rows: Rows) -> Iterator[str]:
+def _entry(fitted: Fitted, rows: Rows, family: str) -> Iterator[str]:
     errors = held_out_errors(fitted, rows)
-    curve, absolute = fitted.form.curve(fitted.values), np.abs(errors)
-    kept = [at for at, name in enumerate(fitted.values) if name in fitted.stderr]
+    curve, absolute = fitted.form.curve(fitted.values, family=family), np.abs(errors)
+    prefix = f"{family}." if family else ""
+    names = [name for name in fitted.stderr if name.startswith(prefix)]
+    kept = [at for at, name in enumerate(fitted.values) if name in names]
+    stderr = {name.removeprefix(prefix): fitted.stderr[name] for name in names}
+    conditions = {name: value for name, value in fitted.values.items() if name not in fitted.stderr}
     values = {name: value for name, value in curve.model_dump().items() if value is not None}
     triangle = [f"[{', '.join(f'{fitted.covariance[row, col]:.1e}' for col in kept[: at + 1])}]"
                 for at, row in enumerate(kept)]  # fmt: skip
@@ -96,9 +115,10 @@ def _entry(fitted: Fitted, rows: Rows) -> Iterator[str]:
     yield f"{indent}sha256: {fitted.rows.digest()}"
     yield f"{indent}median: {np.median(absolute):.4f}"
     yield f"{indent}p90: {np.quantile(absolute, 0.9):.4f}"
-    yield f"{indent}held_out_rows: {len(errors)}"
+    yield f"{indent}held_out_rows: {len(errors) if rows.held_out().any() else 0}"
     yield f"{indent}discrepancy: {spread(errors):.4f}"
-    yield f"{indent}stderr: {_flow(fitted.stderr)}"
+    yield f"{indent}conditions: {_flow(conditions)}"
+    yield f"{indent}stderr: {_flow(stderr)}"
     yield f"{indent}range: {{{', '.join(f'{name}: [{low:g}, {high:g}]' for name, (low, high) in spans.items())}}}"
     yield f"{indent}covariance: [{', '.join(triangle)}]"
 
@@ -118,7 +138,10 @@ def main(arguments: list[str] | None = None) -> int:
         fits = []
         for rows in groups:
             print(f"{rows.device} {rows.backend} {rows.kind} {rows.format}", file=sys.stderr)
-            fits.append((fit(rows, accelerator(rows.device)), rows))
+            fitted = fit(rows, accelerator(rows.device))
+            median = float(np.median(np.abs(held_out_errors(fitted, rows)))) if rows.held_out().any() else 0.0
+            if median <= LIMIT:
+                fits.append((fitted, rows))
         missed = borrowed(groups)
     except InputError as error:
         print(error, file=sys.stderr)

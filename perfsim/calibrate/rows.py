@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from perfsim.errors import InputError
 
 Array = NDArray[np.float64]
-Kind = Literal["gemm", "decode", "prefill", "moe"]
+Kind = Literal["gemm", "decode", "prefill", "moe", "collective"]
 
 # aiconfigurator's names of systems, and the descriptors they were measured on. It also has Intel's B60: not described.
 SYSTEMS = {
@@ -119,7 +119,8 @@ def gemm_rows(folder: Path) -> Iterator[Rows]:
 def attention_rows(folder: Path, kind: Literal["decode", "prefill"]) -> Iterator[Rows]:
     """aic_attention_*: equal sequences, grouped queries, per backend and format of the cache.
 
-    `new` tokens of each of `sequences` end at `context`; a sliding window limits what they attend. Rows whose
+    `new` tokens of each of `sequences` end at `context`; a sliding window limits what they attend. `entry` and `query`
+    are the numbers in a cached entry and moved per new token, `pair` FLOPs per attended pair. Rows whose
     attention itself runs in fp8 are left out: no model is lowered to it.
     """
     keys = ("system", "framework", "version", "attn_dtype", "kv_cache_dtype")
@@ -130,13 +131,70 @@ def attention_rows(folder: Path, kind: Literal["decode", "prefill"]) -> Iterator
         dim, window, heads, kv_heads, new, batch, past = (number(raw[name][at]) for name in own[:-1])
         kv_heads = np.where(kv_heads == 0, heads, kv_heads)  # the source writes 0 for as many as queries
         columns = {
-            "heads": heads, "kv_heads": kv_heads, "dim": dim, "window": window, "new": new, "sequences": batch,
-            "context": new + past,
+            "heads": heads, "tiles": kv_heads, "dim": dim, "window": window, "new": new, "sequences": batch,
+            "context": new + past, "entry": 2 * kv_heads * dim, "query": 2 * heads * dim, "pair": 4 * heads * dim,
         }  # fmt: skip
         stored = FORMATS.get(cached) if arithmetic == "bfloat16" else None
         yield from _known(
             system, backend, version, kind, stored, table, columns, raw["latency_us"][at],
             (heads, kv_heads, dim, window),
+        )  # fmt: skip
+
+
+def mla_rows(folder: Path) -> Iterator[Rows]:
+    """aic_mla: kernels of DeepSeek-V3's latent attention, columns as in `attention_rows`.
+
+    Decode attends the latent entry itself (576 numbers, 512 of them values), prefill expanded heads of 192 and 128.
+    """
+    keys = ("system", "framework", "version", "phase", "kv_cache_dtype")
+    own = ["num_heads", "batch_size", "isl", "step", "latency_us"]
+    raw = read(folder, "aic_mla", [*keys, *own])
+    for (system, backend, version, phase, cached), at in groups(raw, keys):
+        if phase not in ("decode", "prefill") or FORMATS.get(cached) is None:
+            continue
+        heads, batch, new, past = (number(raw[name][at]) for name in own[:-1])
+        query, value = (576, 512) if phase == "decode" else (192, 128)
+        one = np.ones(len(at))
+        columns = {
+            "heads": heads, "tiles": one, "dim": (query + value) / 2 * one, "window": 0 * one, "new": new,
+            "sequences": batch, "context": new + past, "entry": 576 * one, "query": heads * (query + value),
+            "pair": 2 * heads * (query + value),
+        }  # fmt: skip
+        kind: Kind = "decode" if phase == "decode" else "prefill"
+        yield from _known(
+            system,
+            backend,
+            version,
+            kind,
+            f"mla-{FORMATS[cached]}",
+            "aic_mla",
+            columns,
+            raw["latency_us"][at],
+            (heads,),
+        )
+
+
+def collective_rows(folder: Path) -> Iterator[Rows]:
+    """collectives: one node, the newest version each; the format is the kind of collective.
+
+    All-reduces as vLLM runs them in CUDA graphs, the rest as nccl-tests timed NCCL. `bytes` is what one GPU contributes
+    to a gather and the whole vector elsewhere. L40S nodes of 4 and 8 GPUs are left out: their host had no peer-to-peer.
+    """
+    keys = ("system", "library", "framework", "op_name", "impl", "version")
+    raw = read(folder, "collectives", [*keys, "source", "dtype", "num_nodes", "num_gpus", "bytes", "latency_us"])
+    ours = (raw["source"] == "aiconfigurator") & (raw["num_nodes"] == 1) & (raw["dtype"] != "int8")
+    raw = {name: values[ours] for name, values in raw.items()}
+    for (system, library, _, name, impl, version), at in groups(raw, keys):
+        kind = {"alltoall": "all_to_all"}.get(name, name)
+        engine = kind == "all_reduce" and impl == "vllm_graph"
+        if not engine and (library != "nccl" or kind not in ("all_gather", "reduce_scatter", "all_to_all")):
+            continue
+        gpus, size = number(raw["num_gpus"][at]), number(raw["bytes"][at])
+        part = size / gpus if kind == "all_gather" else size
+        keep = (gpus == 2) | (system != "l40s")
+        yield from _known(
+            system, "vllm", version if engine else f"nccl {version}", "collective", kind, "collectives",
+            {"gpus": gpus[keep], "bytes": part[keep]}, raw["latency_us"][at][keep], (gpus[keep], size[keep]),
         )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.estimate import Estimate
-from perfsim.cost.topology import Fabric, Path
-from perfsim.ops.op import Collective, Num
+from perfsim.cost.topology import Fabric, Level, Path
+from perfsim.ops.op import Collective, CollectiveKind, Num
 from perfsim.spec.calibration import DeviceEfficiency
+from perfsim.spec.curves import LinkCurve
 
 
 def collective_estimate(collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency) -> Estimate:
@@ -34,10 +35,23 @@ def collective_estimate(collective: Collective, fabric: Fabric, efficiency: Devi
     )
 
 
-def achieved(path: Path, efficiency: DeviceEfficiency) -> Path:
+# Kernels that are measured apart: custom ones of the serving engines, and those of NCCL. What is not here was not.
+FAMILIES: dict[CollectiveKind, dict[str, str]] = {
+    "all_reduce": {
+        "one_shot": "custom_all_reduce", "two_shot": "custom_all_reduce", "ring": "ring_all_reduce",
+        "tree": "ring_all_reduce", "nvls": "nvls_all_reduce", "nvls_tree": "nvls_all_reduce",
+    },
+    "all_gather": {"ring": "all_gather"},
+    "reduce_scatter": {"ring": "reduce_scatter"},
+    "all_to_all": dict.fromkeys(("pairwise", "direct"), "all_to_all"),
+}  # fmt: skip
+
+
+def achieved(path: Path, efficiency: DeviceEfficiency, curve: LinkCurve | None = None) -> Path:
     """The path with rates and hops as achieved; network and in-switch reduction may have coefficients of their own.
 
-    A hop costs the sender's step beside the latency of the link.
+    A hop costs the sender's step beside the latency of the link. Inside a node a fitted `curve` replaces both, and the
+    rates.
     """
     e = efficiency
     network = e.collective_bandwidth if e.network_bandwidth is None else e.network_bandwidth
@@ -45,6 +59,9 @@ def achieved(path: Path, efficiency: DeviceEfficiency) -> Path:
     switch = e.collective_bandwidth if e.in_switch_bandwidth is None else e.in_switch_bandwidth
     levels = []
     for level in path:
+        if curve is not None and level.scale_up:
+            levels.append(scaled(level, curve))
+            continue
         rate, step = (e.collective_bandwidth, e.collective_hop) if level.scale_up else (network, hop)
         levels.append(
             replace(level, spread=rate * level.spread, ring=rate * level.ring, peer=rate * level.peer,
@@ -53,18 +70,42 @@ def achieved(path: Path, efficiency: DeviceEfficiency) -> Path:
     return tuple(levels)
 
 
+def scaled(level: Level, curve: LinkCurve) -> Level:
+    """A level inside a node as a family of kernels achieves it."""
+    rate = curve.bandwidth
+    return replace(
+        level, spread=rate * level.spread, ring=rate * level.ring, peer=rate * level.peer,
+        in_switch=rate * level.in_switch, latency=curve.hop,
+    )  # fmt: skip
+
+
+def filling(work: Collective, curve: LinkCurve) -> Num:
+    """Seconds that small messages lose: ramp x / (x + ramp_bytes), x the bytes per GPU."""
+    return curve.ramp * work.bytes / (work.bytes + curve.ramp_bytes)
+
+
 def algorithm_seconds(
     collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency, *, allowed: Collection[str] | None = None
 ) -> dict[str, Num]:
     """Seconds of one exchange by every algorithm that is possible here (and `allowed`), by name."""
-    path = achieved(fabric.path(collective.group, stride=collective.stride), efficiency)
+    path = fabric.path(collective.group, stride=collective.stride)
+    curves = efficiency.curves.collective
+    families = FAMILIES.get(collective.kind, {})
+    # Inside a node only what was measured competes, if anything was: coefficients of the rest are guesses.
+    measured = (
+        allowed is None and all(level.scale_up for level in path) and not curves.keys().isdisjoint(families.values())
+    )
     times: dict[str, Num] = {}
     for name, algorithm in ALGORITHMS[collective.kind].items() if path else ():
         if allowed is not None and name not in allowed:
             continue
-        seconds = algorithm(collective, path, efficiency.collective_launch)
+        curve = curves.get(families.get(name, ""))
+        if curve is None and measured:
+            continue
+        launch = efficiency.collective_launch if curve is None else curve.launch
+        seconds = algorithm(collective, achieved(path, efficiency, curve), launch)
         if seconds is not None:
-            times[name] = seconds
+            times[name] = seconds if curve is None else seconds + filling(collective, curve)
     return times
 
 

@@ -85,8 +85,24 @@ class ExpertCurve(Spec):
     sharpness: float = Field(default=8.0, ge=1, le=16)
 
 
+class LinkCurve(Spec):
+    """A family of collective algorithms over the links inside a node: see `perfsim.cost.collective`.
+
+    `hop` is one step from GPU to GPU, the latency of the link included; `bandwidth` a fraction of the link's. `ramp` is
+    what messages add that are too small to keep all links busy, half of it at `ramp_bytes` per GPU.
+    """
+
+    launch: Seconds
+    hop: Seconds
+    bandwidth: Fraction
+    ramp: Seconds = 0.0
+    ramp_bytes: float = Field(default=1e6, gt=0)
+
+
 class OperatorCurves(Spec):
     """Curves by number format; `decode` and `prefill` by that of K and V, with a prefix `mla-` for latent attention.
+
+    `collective` is by family of algorithms (`perfsim.cost.collective.FAMILIES`).
 
     `source` names the kernels and the device that were timed; empty where there are no curves. `discrepancy` is the
     relative standard error of one prediction per kind, on shapes that were not fitted or, where a device borrows, on
@@ -99,4 +115,5 @@ class OperatorCurves(Spec):
     decode: dict[str, DecodeCurve] = Field(default_factory=dict)
     prefill: dict[str, PrefillCurve] = Field(default_factory=dict)
     moe: dict[str, ExpertCurve] = Field(default_factory=dict)
+    collective: dict[str, LinkCurve] = Field(default_factory=dict)
     discrepancy: dict[str, float] = Field(default_factory=dict)

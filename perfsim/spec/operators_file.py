@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from perfsim.spec.base import Spec
-from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, OperatorCurves, PrefillCurve
+from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, OperatorCurves, PrefillCurve
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
@@ -21,7 +21,8 @@ class CurveFit(Spec):
 
     `covariance` is that of the logarithms of the coefficients in the order of `stderr`, as a lower triangle.
     `discrepancy` is the relative standard error of one prediction. `range` holds what was measured, `sha256` is that
-    of the fitted rows.
+    of the fitted rows. `conditions` are coefficients of the benchmark, not of the kernel: how much faster data in the
+    L2 cache are, how skewed its routing was.
     """
 
     version: str
@@ -35,6 +36,7 @@ class CurveFit(Spec):
     stderr: dict[str, float]
     range: dict[str, tuple[float, float]]
     covariance: tuple[tuple[float, ...], ...]
+    conditions: dict[str, float] = Field(default_factory=dict)
 
 
 class FittedGemm(CurveFit):
@@ -61,6 +63,12 @@ class FittedExperts(CurveFit):
     curve: ExpertCurve
 
 
+class FittedLink(CurveFit):
+    """A curve of a family of collective algorithms."""
+
+    curve: LinkCurve
+
+
 class BackendCurves(Spec):
     """Curves of one engine's kernels, by kind of operator and number format."""
 
@@ -68,6 +76,7 @@ class BackendCurves(Spec):
     decode: dict[str, FittedDecode] = Field(default_factory=dict)
     prefill: dict[str, FittedPrefill] = Field(default_factory=dict)
     moe: dict[str, FittedExperts] = Field(default_factory=dict)
+    collective: dict[str, FittedLink] = Field(default_factory=dict)
 
 
 class LeftOut(Spec):
@@ -92,21 +101,29 @@ class OperatorsFile(Spec):
 def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool) -> OperatorCurves:
     """The curves of a device for an engine; empty when nothing was fitted to the device.
 
-    Where another device borrows them, their discrepancy is that of predicting a device that was left out.
+    Where another device borrows them, their discrepancy is that of predicting a device that was left out, and
+    collectives are not among them.
     """
     path = folder / FOLDER / f"{device}.yaml"
     if not path.is_file():
         return OperatorCurves()
     content = validated(OperatorsFile, load_yaml(path), where=str(path))
     backend = engine if engine in content.backends else content.default_backend
-    found = content.backends[backend]
-    fits = {kind: getattr(found, kind) for kind in BackendCurves.model_fields}
+    # What was not timed of this engine's kernels is taken from the default's, then from any other's.
+    order = [name for name in sorted(content.backends) if name not in (backend, content.default_backend)]
+    order += [content.default_backend, backend]
+    fits = {
+        kind: {name: fit for each in order for name, fit in getattr(content.backends[each], kind).items()}
+        for kind in BackendCurves.model_fields
+    }
     curves: dict[str, Any] = {
         kind: {name: fitted.curve for name, fitted in formats.items()} for kind, formats in fits.items()
     }
     versions = sorted({fitted.version for formats in fits.values() for fitted in formats.values()})
     discrepancy = {kind: median(fit.discrepancy for fit in same.values()) for kind, same in fits.items() if same}
     if borrowed:
+        curves["collective"] = {}  # they belong to the links of the node, not to the GPU
+        discrepancy.pop("collective", None)
         discrepancy |= {kind: left.discrepancy for kind, left in content.left_out.items()}
     source = f"{backend} {', '.join(versions)} kernels on {device}"
     return OperatorCurves(source=source, discrepancy=discrepancy, **curves)
