@@ -1,4 +1,4 @@
-"""The content of the KV tier: every decision of vLLM's own offloading manager, as recorded, chunk by chunk."""
+"""The KV tier against vLLM as recorded: each chunk of its offloading manager, each batch of its scheduler with it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from perfsim.cost.host_tier import TierPlan
 from perfsim.serving.kv_tier import KvTier
 from perfsim.serving.request import Request
+from validation.scheduler import compare, replay
 
-CASES = [
-    json.loads(line)
-    for line in (Path(__file__).parents[1] / "validation/kv_offload/cases.jsonl").read_text("utf-8").splitlines()
-]
+FOLDER = Path(__file__).parents[1] / "validation/kv_offload"
+CASES = [json.loads(line) for line in (FOLDER / "cases.jsonl").read_text("utf-8").splitlines()]
+SCHEDULES = [json.loads(path.read_text("utf-8")) for path in sorted((FOLDER / "schedules").glob("*.json"))]
 
 
 def runs_of(prompts: list[list[int]]) -> dict[int, int]:
@@ -93,3 +93,30 @@ def test_decides_as_vllm_does(in_runs: bool) -> None:
     assert evictions > 500
     assert refusals > 20
     assert hits > 20
+
+
+def with_tier(log: dict, chunks: int) -> dict:
+    """A log with the tier it was recorded with, whose transfers take no time."""
+    tier = TierPlan(chunks, 1, load_s=1e-12, store_s=1e-12, load_bytes=1.0, store_bytes=1.0, setup=0.0)
+    return log | {"config": log["config"] | {"tier": tier}}
+
+
+@pytest.mark.parametrize("engine", ["stepwise", "fast"])
+@pytest.mark.parametrize("log", SCHEDULES, ids=[log["case"] for log in SCHEDULES])
+def test_schedules_as_vllm_does(log: dict, engine: str) -> None:
+    result = compare.compare(with_tier(log, log["chunks"]), engine=engine)
+    assert result.equal == result.steps, result.first
+    assert result.equal_blocks == result.steps
+
+
+def test_schedules_depend_on_the_tier() -> None:
+    """The comparison can fail, and there is much to compare: hits in both modes, and preemptions."""
+    decisions = {lag: [] for lag in (False, True)}
+    for log in SCHEDULES:
+        decisions[log["config"]["async_scheduling"]] += replay.recorded(log)
+    for found in decisions.values():
+        assert len(found) > 500
+        assert sum(hits > 0 for decision in found for hits in decision.admitted.values()) > 20
+    assert sum(len(decision.preempted) for found in decisions.values() for decision in found) > 10
+    without = [compare.compare(with_tier(log, 0), engine="fast") for log in SCHEDULES]
+    assert sum(result.equal for result in without) < 0.9 * sum(result.steps for result in without)
