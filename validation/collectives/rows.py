@@ -57,9 +57,9 @@ class Row:
 def slice_rows() -> list[Row]:
     """The committed slice."""
     with (MEASURED / "collectives.csv").open(newline="") as file:
-        rows = list(_collectives(csv.DictReader(file)))
+        rows = list(collective_rows(csv.DictReader(file)))
     with (MEASURED / "expert-dispatch.csv").open(newline="") as file:
-        return rows + list(_experts(csv.DictReader(file)))
+        return rows + list(expert_rows(csv.DictReader(file)))
 
 
 def all_rows(directory: Path) -> list[Row]:
@@ -69,9 +69,9 @@ def all_rows(directory: Path) -> list[Row]:
     def table(name: str) -> list[dict[str, Any]]:
         return pq.read_table(directory / name).to_pylist()  # type: ignore[no-any-return]
 
-    rows = list(_collectives(table("collectives.parquet")))
-    rows += _more(table("collectives_more.parquet"))
-    return rows + list(_experts(expert_times(table("aic_deepep.parquet"))))
+    rows = list(collective_rows(table("collectives.parquet")))
+    rows += public_rows(table("collectives_more.parquet"))
+    return rows + list(expert_rows(expert_times(table("aic_deepep.parquet"))))
 
 
 def expert_times(table: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -82,7 +82,8 @@ def expert_times(table: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                "combine_us": row["combine_avg_t_us" if low else "combine_transmit_us"]}  # fmt: skip
 
 
-def _collectives(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
+def collective_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    """Rows of `collectives` on a known machine."""
     for row in table:
         node, gpus, nodes = NODES.get(row["system"]), int(row["num_gpus"]), int(row["num_nodes"])
         if node is None or gpus < 2 or float(row["latency_us"]) <= 0:
@@ -93,7 +94,7 @@ def _collectives(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
                    f"{row['source']} {row['framework']} {row['version']}")  # fmt: skip
 
 
-def _more(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
+def public_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """Rows of public documents; those without GPU or size are left out, except peaks "at large size"."""
     for row in table:
         node, notes, gpus = NODES.get(row["gpu"]), row["notes"], int(row["n_gpus"])
@@ -143,7 +144,7 @@ def _row(node: str, nodes: int, backend: str, name: str, gpus: int, size: float,
     return Row(node, nodes, backend, work, operation, size, seconds, source)
 
 
-def _experts(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
+def expert_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """Dispatch (FP8 with a scale per 128 values) and combine (BF16) of DeepEP, experts drawn evenly.
 
     Low-latency kernels send a copy per expert. The others send a token once per node and once per GPU in it, and their

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perfsim.errors import InputError
-from validation.compare import inferencex, isim, llmservingsim, silicon
+from validation.compare import (
+    aic_kernels,
+    exchanges,
+    inferencex,
+    isim,
+    layers,
+    llmservingsim,
+    mixed_attention,
+    silicon,
+    training,
+)
 from validation.compare.outcome import Outcome
 from validation.compare.table import Table
 
@@ -28,6 +38,25 @@ KINDS = (
     Kind("serving measurements of aiconfigurator", silicon.COLUMNS, silicon.compare),
     Kind("InferenceX", inferencex.SERVING, inferencex.compare_serving),
     Kind("InferenceX, decode over position", inferencex.POSITION, inferencex.compare_position),
+    Kind("products of aiconfigurator", aic_kernels.GEMM, aic_kernels.compare_gemm),
+    Kind("attention of aiconfigurator", aic_kernels.ATTENTION, aic_kernels.compare_attention),
+    Kind("latent attention of aiconfigurator", aic_kernels.LATENT, aic_kernels.compare_latent),
+    Kind("fused experts of aiconfigurator", aic_kernels.EXPERTS, aic_kernels.compare_experts),
+    Kind("quantisation of aiconfigurator", aic_kernels.QUANTISE, aic_kernels.compare_quantise),
+    Kind("mixed attention of LLMServingSim", mixed_attention.MIXED, mixed_attention.compare_mixed),
+    Kind("skewed attention of LLMServingSim", mixed_attention.SKEWED, mixed_attention.compare_skewed),
+    Kind("attention of Frontier", mixed_attention.FRONTIER, mixed_attention.compare_frontier),
+    Kind("layers of LLMServingSim", layers.LAYERS, layers.compare_layers),
+    Kind("older layers of LLMServingSim", layers.OLD_LAYERS, layers.compare_old_layers),
+    Kind("linear operators of Vidur", layers.LINEAR, layers.compare_linear),
+    Kind("collectives", exchanges.COLLECTIVES, exchanges.compare_collectives),
+    Kind("collectives of public documents", exchanges.PUBLIC, exchanges.compare_public),
+    Kind("expert exchange of DeepEP", exchanges.DEEPEP, exchanges.compare_deepep),
+    Kind("training with FSDP", training.FSDP, training.compare),
+    Kind("MLPerf training", training.MLPERF, training.compare),
+    Kind("published training runs", training.PUBLISHED, training.compare),
+    Kind("published training tables", training.TABLES, training.compare),
+    Kind("vTrain's runs", training.VTRAIN, training.compare),
 )
 
 

@@ -1,0 +1,150 @@
+"""aiconfigurator's kernel tables: products, attention, latent attention, fused experts, quantisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from perfsim.ops.gemm import gemm
+from perfsim.ops.mlp import mlp_ops
+from perfsim.ops.op import Op
+from perfsim.ops.step import StepShape
+from perfsim.spec.model import GroupedQueryAttention, MixtureOfExperts, MultiHeadLatentAttention
+from validation.compare import facts
+from validation.compare.facts import InexpressibleError
+from validation.compare.kernel_tables import compare_kernels
+from validation.compare.lowered import (
+    Floats,
+    Rows,
+    attention_kernels,
+    decodes,
+    one_layer,
+    prefills,
+    seconds,
+    weights_of,
+)
+from validation.compare.outcome import Outcome
+from validation.compare.table import Table
+
+_WHERE = ("system", "framework")
+GEMM = frozenset({*_WHERE, "version", "gemm_dtype", "m", "n", "k", "latency_us"})
+ATTENTION = frozenset({*_WHERE, "version", "attn_dtype", "kv_cache_dtype", "head_dim", "window_size", "num_heads",
+                       "num_key_value_heads", "isl", "batch_size", "step", "latency_us"})  # fmt: skip
+LATENT = frozenset({*_WHERE, "version", "phase", "mla_dtype", "kv_cache_dtype", "num_heads", "batch_size", "isl",
+                    "step", "latency_us"})  # fmt: skip
+EXPERTS = frozenset({*_WHERE, "version", "moe_dtype", "kernel_source", "distribution", "hidden_size", "inter_size",
+                     "topk", "num_experts", "moe_tp_size", "moe_ep_size", "num_tokens", "latency_us"})  # fmt: skip
+QUANTISE = frozenset({*_WHERE, "version", "op", "quant_dtype", "m", "k", "latency_us"})
+CACHES = {"bfloat16": "auto", "fp8": "fp8"}
+# DeepSeek-V3's shape (arXiv:2412.19437, 4.2), which these kernels were timed for.
+LATENT_MODEL = "deepseek-ai--DeepSeek-V3"
+LATENT_SHAPE = {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+                "v_head_dim": 128}  # fmt: skip
+
+
+def compare_gemm(table: Table) -> tuple[Table, Outcome]:
+    """y[m, n] = x[m, k] @ W[k, n] as in an engine: what the L2 cache keeps between repeats is not credited."""
+    m, n, k = (table.numbers(name) for name in "mnk")
+
+    def predict(values: Any, rows: Rows) -> Floats:
+        system, framework, dtype = values
+        accelerator = facts.device(system)
+        weights, only = weights_of(dtype)
+        shape: Any = m[rows], n[rows], k[rows]  # the lowering of one product holds for columns of them as well
+        work = gemm(one_layer(weights=weights, weight_only=only), "gemm", 1, *shape, weight_dtype=weights)
+        return np.asarray(seconds([work], accelerator=accelerator, engine=framework))
+
+    return compare_kernels(table, (*_WHERE, "gemm_dtype"), predict)
+
+
+def compare_attention(table: Table) -> tuple[Table, Outcome]:
+    """Attention kernels of grouped queries: decode where one new token follows a past, else prefill."""
+    new, batch, past = (table.numbers(name) for name in ("isl", "batch_size", "step"))
+    decode = bool(len(table)) and bool((new == 1).all())
+
+    def predict(values: Any, rows: Rows) -> Floats:
+        system, framework, arithmetic, cached, dim, window, heads, kv_heads = values
+        accelerator = facts.device(system)
+        if cached not in CACHES or (arithmetic == "fp8" and cached != "fp8"):
+            raise InexpressibleError(f"attention in {arithmetic} over a cache in {cached} is not modelled")
+        model = one_layer(
+            attention=GroupedQueryAttention(num_attention_heads=heads, num_key_value_heads=kv_heads or heads,
+                                            head_dim=dim, window=window or None)
+        )  # fmt: skip
+        if decode:
+            step = decodes(model, sequences=batch[rows], context=new[rows] + past[rows])
+        else:
+            step = prefills(model, sequences=batch[rows], new=new[rows], past=past[rows])
+        kind = "decode_attention" if decode else "prefill_attention"
+        ops = attention_kernels(model, step, kinds=[kind], cache_dtype=CACHES[cached])
+        return np.asarray(seconds(ops, accelerator=accelerator, engine=framework))
+
+    keys = (*_WHERE, "attn_dtype", "kv_cache_dtype", "head_dim", "window_size", "num_heads", "num_key_value_heads")
+    return compare_kernels(table, keys, predict)
+
+
+def compare_latent(table: Table) -> tuple[Table, Outcome]:
+    """Latent attention: the kernel alone, or with `_module` the whole block with its projections."""
+    new, batch, past = (table.numbers(name) for name in ("isl", "batch_size", "step"))
+
+    def predict(values: Any, rows: Rows) -> Floats:
+        system, framework, phase, product, cached, heads, of = values
+        accelerator = facts.device(system)
+        if cached not in CACHES:
+            raise InexpressibleError(f"a cache in {cached} is not modelled")
+        weights, only = weights_of(product or "bfloat16")
+        hidden = facts.arch(facts.model(of) if of else LATENT_MODEL).hidden_size
+        attention = MultiHeadLatentAttention(num_attention_heads=heads, **LATENT_SHAPE)
+        model = one_layer(attention=attention, hidden=hidden, weights=weights, weight_only=only)
+        if phase.startswith("decode"):
+            step = decodes(model, sequences=batch[rows], context=new[rows] + past[rows])
+        else:
+            step = prefills(model, sequences=batch[rows], new=new[rows], past=past[rows])
+        kinds = [] if phase.endswith("_module") else [f"{phase}_attention"]
+        ops = attention_kernels(model, step, kinds=kinds, cache_dtype=CACHES[cached])
+        return np.asarray(seconds(ops, accelerator=accelerator, engine=framework))
+
+    return compare_kernels(table, (*_WHERE, "phase", "gemm_type", "kv_cache_dtype", "num_heads", "model"), predict)
+
+
+def compare_experts(table: Table) -> tuple[Table, Outcome]:
+    """Fused experts of one rank; a power law of routing is taken as the Zipf exponent of their popularity."""
+    tokens = table.numbers("num_tokens")
+
+    def predict(values: Any, rows: Rows) -> Floats:
+        system, framework, dtype, source, routing, hidden, inter, top, experts, tp, ep = values
+        accelerator = facts.device(system)
+        weights, only = weights_of(dtype)
+        mlp = MixtureOfExperts(num_experts=experts, num_experts_per_tok=top, moe_intermediate_size=inter,
+                               gated=not source.endswith("nongated"))  # fmt: skip
+        model = one_layer(mlp=mlp, hidden=hidden, weights=weights, weight_only=only)
+        popularity = float(routing.rpartition("_")[2]) if routing.startswith("power_law") else 0.0
+        at = tokens[rows]
+        step = StepShape(at, at, 0.0 * at, (0.0 * at,), 0.0 * at, (0.0 * at,), (0.0 * at,))
+        if inter % tp or experts % ep:
+            raise InexpressibleError("experts that do not divide among the GPUs")
+        work = [op for op in mlp_ops(model, model.layers[0], step, tp=tp * ep, ep=ep if ep > 1 else 1,
+                                     popularity=popularity) if isinstance(op, Op) and op.kind == "moe"]  # fmt: skip
+        return np.asarray(seconds(work, accelerator=accelerator, engine=framework))
+
+    keys = (*_WHERE, "moe_dtype", "kernel_source", "distribution", "hidden_size", "inter_size", "topk", "num_experts",
+            "moe_tp_size", "moe_ep_size")  # fmt: skip
+    return compare_kernels(table, keys, predict)
+
+
+def compare_quantise(table: Table) -> tuple[Table, Outcome]:
+    """Activations to 8 bits: 16-bit numbers in, 8-bit ones out; finding the scale reads them once more."""
+    m, k = table.numbers("m"), table.numbers("k")
+
+    def predict(values: Any, rows: Rows) -> Floats:
+        system, framework, kind, dtype = values
+        accelerator = facts.device(system)
+        if dtype != "fp8" or kind not in ("computescale", "scale_matrix"):
+            raise InexpressibleError(f"quantisation '{kind}' to {dtype} not modelled")
+        size = m[rows] * k[rows]
+        read = (4.0 if kind == "computescale" else 2.0) * size
+        work = Op("elementwise", kind, 1, 2.0 * size, read, size, "fp32")
+        return np.asarray(seconds([work], accelerator=accelerator, engine=framework))
+
+    return compare_kernels(table, (*_WHERE, "op", "quant_dtype"), predict)
