@@ -288,7 +288,12 @@ def test_every_model_compiles_to_what_it_is_explained_as(name: str) -> None:
         for past, chunks in ((PAST, [(256, 5000), (3, 0)]), (PAST, []), ([], [(512, 70_000)])):
             step = batch_shape(arch, past, chunks)
             explained = step_estimate(
-                step, model=arch, node=node, tp=4, calibration=H100, async_scheduling=False,
+                step,
+                model=arch,
+                node=node,
+                tp=4,
+                calibration=H100,
+                async_scheduling=False,
                 policy=ServingPolicy(kv_cache_dtype=cached),
             )
             whole = (tuple(map(int, sums)) for sums in (step.decode_context, step.prefill_pairs, step.prefill_context))

@@ -226,7 +226,7 @@ def test_a_csv_row_longer_than_any_block(tmp_path):
     [
         (lambda p: p / "absent.csv", "cannot be read: No such file or directory; expected a CSV"),
         (lambda p: p / "absent", "cannot be read: No such file or directory"),
-        (lambda p: p, "is a directory; expected a CSV (.csv), JSON Lines (.jsonl), Parquet (.parquet) or benchmark's JSON"),
+        (lambda p: p, "is a directory; expected a CSV (.csv), JSON Lines (.jsonl), Parquet (.parquet)"),
         (lambda p: p / ("a" * 300 + ".csv"), "cannot be read: File name too long"),
         (lambda p: _touched(p / "x.xlsx"), "unknown extension '.xlsx'; expected a CSV"),
         (lambda p: _touched(p / "x.csv.gz"), "unknown extension '.gz'"),
