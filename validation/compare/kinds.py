@@ -15,7 +15,7 @@ from validation.compare import (
     llmservingsim,
     mixed_attention,
     silicon,
-    training,
+    unpublished,
 )
 from validation.compare.outcome import Outcome
 from validation.compare.table import Table
@@ -52,11 +52,13 @@ KINDS = (
     Kind("collectives", exchanges.COLLECTIVES, exchanges.compare_collectives),
     Kind("collectives of public documents", exchanges.PUBLIC, exchanges.compare_public),
     Kind("expert exchange of DeepEP", exchanges.DEEPEP, exchanges.compare_deepep),
-    Kind("training with FSDP", training.FSDP, training.compare),
-    Kind("MLPerf training", training.MLPERF, training.compare),
-    Kind("published training runs", training.PUBLISHED, training.compare),
-    Kind("published training tables", training.TABLES, training.compare),
-    Kind("vTrain's runs", training.VTRAIN, training.compare),
+    Kind("training with FSDP", unpublished.FSDP, unpublished.compare),
+    Kind("MLPerf training", unpublished.MLPERF, unpublished.compare),
+    Kind("published training runs", unpublished.PUBLISHED, unpublished.compare),
+    Kind("published training tables", unpublished.TABLES, unpublished.compare),
+    Kind("vTrain's runs", unpublished.VTRAIN, unpublished.compare),
+    Kind("MLPerf inference", unpublished.MLPERF_INFERENCE, unpublished.compare_mlperf),
+    Kind("Splitwise's profile", unpublished.SPLITWISE, unpublished.compare_splitwise),
 )
 
 

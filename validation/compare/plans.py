@@ -10,7 +10,7 @@ from validation.compare import facts
 from validation.compare.facts import InexpressibleError
 
 Plan = dict[str, int]
-MOST_REQUESTS = 4000
+MOST_REQUESTS = 2000
 ENGINES = {
     "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "trt": "trtllm",
     "dynamo-sglang": "sglang", "dynamo-trt": "trtllm", "dynamo-trtllm": "trtllm", "dynamo-vllm": "vllm",
@@ -104,7 +104,7 @@ def engine_policy(name: str, *, version: str | None, accelerator: str, model: st
 def closed_loop(*, isl: int, osl: int, clients: int, spread: bool) -> dict[str, Any]:
     """A closed loop of `clients`, ten requests each; `spread`: InferenceX's lengths, uniform in 0.8-1.0 of nominal.
 
-    Above 4,000 requests there are fewer per client, but at least two, so that a whole table takes minutes.
+    Above 2,000 requests there are fewer per client, but at least two, so that a whole table takes minutes.
     """
     client = facts.facts("clients")["inferencex"]
     shortest = client["shortest"] if spread else 1.0

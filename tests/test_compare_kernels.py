@@ -1,0 +1,156 @@
+"""Tables of single kernels, layers and exchanges: predictions are the cost model's, by hand where that is short."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from perfsim.cost.roofline import op_estimate
+from perfsim.ops.step import Span, attended_pairs, attention_spans, context_read
+from perfsim.ops.transformer import lower
+from perfsim.spec import catalog
+from perfsim.spec.load import find_calibration
+from perfsim.spec.model import GroupedQueryAttention
+from validation.compare import lowered
+from validation.compare.cli import compare
+
+MEASURED = Path(__file__).resolve().parents[1] / "validation" / "measured"
+
+
+def write(path, rows: list[dict[str, object]]):
+    pq.write_table(pa.table({name: pa.array([row[name] for row in rows]) for name in rows[0]}), path)
+    return path
+
+
+def gemm(**changes: object) -> dict[str, object]:
+    return {"system": "h100_sxm", "framework": "vllm", "version": "1", "gemm_dtype": "bfloat16", "m": 64, "n": 6144,
+            "k": 4096, "latency_us": 20.0, **changes}  # fmt: skip
+
+
+def test_products(tmp_path):
+    rows = [gemm(), gemm(m=131072, n=65536, k=65536, latency_us=1e6), gemm(system="b60"), gemm(gemm_dtype="fp3"),
+            gemm(latency_us=None), gemm(gemm_dtype="fp8")]  # fmt: skip
+    found = compare(write(tmp_path / "t.parquet", rows))
+    assert found["expressible"] == 3
+    assert found["not_expressible"] == {
+        "no descriptor of device 'b60'": 1, "no measured value": 1, "number format 'fp3' not modelled": 1,
+    }  # fmt: skip
+    # 2 m n k overflows 32 bits: the second row takes a second or more, not microseconds
+    largest = found["groups"]["m"]["131072"]["latency_us"]
+    assert largest["bias"] > 0.1
+    assert found["groups"]["gemm_dtype"]["fp8"]["latency_us"]["n"] == 1
+
+
+def test_attention_is_that_of_a_whole_model(tmp_path):
+    """A kernel of the table takes what the same kernel takes inside a step of Llama-3.1-8B."""
+    model, count = catalog.model("llama-3.1-8b-instruct"), 32
+    base = {"system": "h100_sxm", "framework": "vllm", "version": "1", "attn_dtype": "bfloat16",
+            "kv_cache_dtype": "bfloat16", "head_dim": 128, "window_size": 0, "num_heads": 32,
+            "num_key_value_heads": 8}  # fmt: skip
+    device = find_calibration(accelerator="h100-80gb-sxm", engine="vllm")
+    chip = catalog.accelerator("h100-80gb-sxm")
+    for kind, row in (
+        ("decode_attention", {"isl": 1, "batch_size": 16, "step": 2047}),
+        ("prefill_attention", {"isl": 3000, "batch_size": 2, "step": 0}),
+    ):
+        one = np.ones(1)
+        if kind == "decode_attention":
+            step = lowered.decodes(model, sequences=16 * one, context=2048 * one)
+        else:
+            step = lowered.prefills(model, sequences=2 * one, new=3000 * one, past=0 * one)
+        ops = [op for op in lower(model, step, tp=1) if getattr(op, "kind", "") == kind]
+        micro = 1e6 * float(op_estimate(ops[0], chip, device.device, device.power).seconds[0]) / count
+        found = compare(write(tmp_path / f"{kind}.parquet", [{**base, **row, "latency_us": micro}]))
+        assert found["metrics"]["latency_us"]["mape_mean"] < 1e-9
+
+
+def test_sums_over_the_batch_agree_with_those_of_single_chunks():
+    attention = GroupedQueryAttention(num_attention_heads=8, num_key_value_heads=8, head_dim=64, window=300)
+    model = lowered.one_layer(attention=attention)
+    spans = attention_spans(model)
+    assert Span("window", 300) in spans
+    new, past = np.array([10.0, 500.0, 200.0]), np.array([0.0, 100.0, 250.0])
+    step = lowered.prefills(model, sequences=np.full(3, 2.0), new=new, past=past)
+    for place, span in enumerate(spans):
+        for index, (chunk, before) in enumerate(zip(new.astype(int), past.astype(int), strict=True)):
+            assert step.prefill_pairs[place][index] == 2 * attended_pairs(int(chunk), int(before), span)
+            assert step.prefill_context[place][index] == 2 * context_read(int(chunk), int(before), span)
+
+
+def expert(**changes: object) -> dict[str, object]:
+    return {"system": "h100_sxm", "framework": "vllm", "version": "1", "moe_dtype": "bfloat16",
+            "kernel_source": "vllm_fused_moe", "distribution": "balanced", "hidden_size": 2048, "inter_size": 768,
+            "topk": 8, "num_experts": 128, "moe_tp_size": 1, "moe_ep_size": 1, "num_tokens": 4,
+            "latency_us": 200.0, **changes}  # fmt: skip
+
+
+def test_experts(tmp_path):
+    rows = [expert(), expert(moe_tp_size=5), expert(moe_dtype="w9")]
+    found = compare(write(tmp_path / "t.parquet", rows))
+    assert found["not_expressible"] == {
+        "experts that do not divide among the GPUs": 1, "number format 'w9' not modelled": 1,
+    }  # fmt: skip
+
+    def bias(**changes: object) -> float:
+        return compare(write(tmp_path / "one.parquet", [expert(**changes)]))["metrics"]["latency_us"]["bias"]
+
+    assert bias(distribution="power_law_1.2") < bias()  # fewer experts are touched
+    assert bias(kernel_source="x_nongated") < bias()
+    assert bias(moe_ep_size=8) < bias()
+    assert bias(num_tokens=64) > bias()
+
+
+def test_latent_attention_and_quantisation(tmp_path):
+    base = {"system": "h200_sxm", "framework": "vllm", "version": "1", "model": None, "gemm_type": None,
+            "mla_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "num_heads": 16, "batch_size": 8, "isl": 1,
+            "step": 4095, "latency_us": 60.0}  # fmt: skip
+    rows = [{**base, "phase": "decode"}, {**base, "phase": "decode_module", "gemm_type": "fp8_block"},
+            {**base, "phase": "prefill", "isl": 2048, "step": 0, "kv_cache_dtype": "int7"}]  # fmt: skip
+    found = compare(write(tmp_path / "mla.parquet", rows))
+    assert found["not_expressible"] == {"a cache in int7 is not modelled": 1}
+    phases = found["groups"]["phase"]
+    assert phases["decode_module"]["latency_us"]["bias"] > phases["decode"]["latency_us"]["bias"]
+    rows = [{"system": "h100_sxm", "framework": "vllm", "version": "1", "op": op, "quant_dtype": "fp8", "m": 32768,
+             "k": 8192, "latency_us": 300.0} for op in ("computescale", "scale_matrix")]  # fmt: skip
+    assert compare(write(tmp_path / "quantise.parquet", rows))["metrics"]["latency_us"]["mape_mean"] < 1.0
+
+
+def test_layers_and_mixed_batches(tmp_path):
+    base = {"hardware": "RTXPRO6000", "model": "meta-llama/Llama-3.1-8B", "tp": 1, "size_meaning": "tokens",
+            "activated_experts": None, "time_us": 100.0}  # fmt: skip
+    rows = [{**base, "op": op, "size": 512} for op in ("qkv_proj", "layernorm", "down_proj", "magic", "moe")]
+    found = compare(write(tmp_path / "layers.parquet", rows))
+    assert found["not_expressible"] == {
+        "operator 'magic' is not modelled on its own": 1, "operator 'moe' is not part of this model": 1,
+    }  # fmt: skip
+    mixed = {"hardware": "RTXPRO6000", "model": "meta-llama/Llama-3.1-8B", "tp": 1, "prefill_chunk": 256,
+             "kv_prefill": 1024, "n_decode": 32, "kv_decode": 2048, "time_us": 400.0}  # fmt: skip
+    alone = {**mixed, "prefill_chunk": 0}
+    together = compare(write(tmp_path / "mixed.parquet", [mixed]))["metrics"]["time_us"]["bias"]
+    assert together > compare(write(tmp_path / "alone.parquet", [alone]))["metrics"]["time_us"]["bias"]
+    linear = {"gpu": "a100", "model": "any", "tp": 2, "n_head": 32, "n_kv_head": 32, "n_embd": 4096,
+              "n_expanded_embd": 11008, "vocab_size": 32000, "gated": True, "num_tokens": 1024,
+              "min_us": 1.0}  # fmt: skip
+    rows = [{**linear, "op": op, "median_us": us} for op, us in (("attn_pre_proj", 250.0), ("mlp_up_proj", 400.0))]
+    assert compare(write(tmp_path / "linear.parquet", rows))["metrics"]["median_us"]["mape_mean"] < 0.5
+
+
+@pytest.mark.parametrize("name", ["collectives"])
+def test_committed_slice_of_collectives(tmp_path, name):
+    """The slice in the repository, which leaves columns out that are the same throughout."""
+    with (MEASURED / f"{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))[::7]
+    typed = [{**row, "library": "", "num_nodes": int(row["num_nodes"]), "num_gpus": int(row["num_gpus"]),
+              "bytes": int(row["bytes"]), "latency_us": float(row["latency_us"])} for row in rows]  # fmt: skip
+    found = compare(write(tmp_path / "t.parquet", typed))
+    assert found["rows"] == len(rows)
+    assert found["expressible"] == len(rows)
+    assert found["metrics"]["latency_us"]["n"] == len(rows)
+    assert found["metrics"]["latency_us"]["mape_median"] < 1.0
+    unknown = compare(write(tmp_path / "u.parquet", [{**typed[0], "system": "abacus"}]))
+    assert unknown["not_expressible"] == {"no machine stands for 'abacus'": 1}

@@ -1,0 +1,133 @@
+"""Tables of serving runs that were made up: requests of runs, closed loops, what is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from validation.compare.cli import compare
+from validation.compare.runs import STATISTICS
+
+
+def write(path, rows: list[dict[str, object]]):
+    pq.write_table(pa.table({name: pa.array([row[name] for row in rows]) for name in rows[0]}), path)
+    return path
+
+
+def requests(count: int, **changes: object) -> list[dict[str, object]]:
+    rng = np.random.default_rng(1)
+    arrivals = np.cumsum(rng.exponential(0.1, count))
+    fixed = {
+        "hardware": "RTXPRO6000", "model": "meta-llama/Llama-3.1-8B", "vllm_version": "0.19.0", "tp": 1, "dp": 1,
+        "ep": False, "max_num_seqs": 128, "max_num_batched_tokens": 2048, "num_kv_tokens": 41_600.0,
+        "prefix_caching": True, **changes,
+    }  # fmt: skip
+    return [
+        {
+            **fixed,
+            **{"request_index": index, "arrival_s": float(arrivals[index]), "prompt_tokens": 100 + index},
+            **{"output_tokens": 40, "hash_block_ids": list(range((100 + index) // 16))},
+            **{"ttft_s": 0.05, "tpot_s": 0.013, "e2e_s": 0.05 + 39 * 0.013},
+        }
+        for index in range(count)
+    ]
+
+
+def test_statistics_of_single_requests(tmp_path):
+    rows = requests(40) + requests(30, vllm_version=None) + requests(20, hardware="RTX4090")
+    found = compare(write(tmp_path / "requests.parquet", rows))
+    assert (found["rows"], found["expressible"]) == (90, 60)
+    assert found["not_expressible"] == {"engine version not published": 30}
+    assert set(found["metrics"]) == {f"{name}_s:{stat}" for name in ("ttft", "tpot", "e2e") for stat in STATISTICS}
+    assert found["metrics"]["tpot_s:mean"]["n"] == 2  # runs, not requests
+    assert found["groups"]["hardware"]["RTXPRO6000"]["tpot_s:mean"]["mape_mean"] < 0.3
+    assert set(found["groups"]) == {"hardware", "model", "vllm_version", "tp", "dp", "ep", "max_num_seqs",
+                                    "max_num_batched_tokens"}  # fmt: skip
+
+
+def test_state_by_second_needs_the_load_beside_it(tmp_path):
+    series = [{"hardware": "RTXPRO6000", "model": "meta-llama/Llama-3.1-8B", "t": float(second),
+               "prompt_throughput": 0.0, "gen_throughput": 300.0, "running": 4, "waiting": 0, "kv_cache_pct": 2.0}
+              for second in range(1, 4)]  # fmt: skip
+    path = write(tmp_path / "series.parquet", series)
+    assert compare(path)["not_expressible"] == {"load not published: no table of requests beside this one": 3}
+    write(tmp_path / "other.parquet", requests(40))
+    found = compare(path)
+    assert found["expressible"] == 3
+    assert found["metrics"]["running"]["n"] == 3
+    assert "waiting" not in found["metrics"]  # nothing waited, and there is no relative error of nothing
+    assert 0.2 < found["metrics"]["gen_throughput"]["mape_mean"] + 1 < 3
+
+
+def sample(**changes: object) -> dict[str, object]:
+    return {
+        "backend": "vllm", "backend_version": "0.12.0", "model_path": "Qwen/Qwen3-32B", "system": "h100_sxm",
+        "precision": "fp8", "mode": "agg", "isl": 1024, "osl": 64, "gemm_quant_mode": "fp8", "moe_quant_mode": "fp8",
+        "tp_size": 2.0, "pp_size": 1.0, "attention_dp_size": None, "moe_tp_size": 1.0, "moe_ep_size": 1.0,
+        "prefill_tp_size": None, "prefill_num_workers": None, "decode_tp_size": None, "decode_num_workers": None,
+        "concurrency": 8.0, "silicon_ttft_ms": 100.0, "silicon_tpot_ms": 13.0, "origin": "nvidia_gap_analysis",
+        "exact_duplicate": False, "same_config_tpot_spread": 1.0, **changes,
+    }  # fmt: skip
+
+
+def test_closed_loops_and_their_reasons(tmp_path):
+    rows = [
+        sample(), sample(), sample(exact_duplicate=True), sample(same_config_tpot_spread=2.5), sample(concurrency=None),
+        sample(model_path="nobody/Nothing"), sample(backend="atom"), sample(backend_version=None),
+        sample(gemm_quant_mode="fp3"), sample(tp_size=None), sample(pp_size=2.0),
+        sample(mode="disagg", tp_size=None, prefill_tp_size=1.0, decode_tp_size=2.0),
+        sample(mode="disagg", prefill_tp_size=1.0, decode_tp_size=2.0, prefill_num_workers=2.0,
+               decode_num_workers=1.0),
+    ]  # fmt: skip
+    found = compare(write(tmp_path / "sample.parquet", rows))
+    assert found["expressible"] == 3
+    assert found["not_expressible"] == {
+        "a setting was not published: equal configurations differ by more than a factor of 2": 1,
+        "engine version not published": 1, "exact duplicate of another row": 1,
+        "load not published: no concurrency": 1, "no descriptor of model 'nobody/Nothing'": 1,
+        "no profile of engine 'atom'": 1, "pipeline stages of a measured run are not expressed yet": 1,
+        "plan not published": 1, "plan not published: number of workers": 1, "weight format 'fp3' not known": 1,
+    }  # fmt: skip
+    assert found["metrics"]["silicon_tpot_ms"]["n"] == 3
+    assert found["groups"]["mode"]["agg"]["silicon_tpot_ms"]["mape_mean"] < 0.5
+
+
+def point(**changes: object) -> dict[str, object]:
+    return {
+        "hardware": "h200", "framework": "trt", "model": "dsr1", "precision": "fp8", "spec_method": "none",
+        "disagg": False, "prefill_tp": 8, "prefill_ep": 1, "prefill_dp_attention": False, "prefill_num_workers": 0,
+        "decode_tp": 8, "decode_ep": 1, "decode_dp_attention": False, "decode_num_workers": 0, "isl": 1024, "osl": 128,
+        "conc": 4, "image": "nvcr.io/nvidia/tensorrt-llm/release:1.1.0rc2.post2", "median_ttft": 0.2,
+        "median_tpot": 0.011, "p99_e2el": 2.0, "output_tput_per_gpu": 40.0, **changes,
+    }  # fmt: skip
+
+
+def test_inferencex_in_seconds_and_per_gpu(tmp_path):
+    rows = [point(), point(spec_method="mtp"), point(decode_ep=4), point(decode_dp_attention=True, decode_ep=8)]
+    found = compare(write(tmp_path / "points.parquet", rows))
+    assert found["not_expressible"] == {
+        "acceptance of drafts not published": 1,
+        "plan not published: attention and experts are on different numbers of GPUs": 1,
+    }  # fmt: skip
+    assert set(found["metrics"]) == {"median_ttft", "median_tpot", "p99_e2el", "output_tput_per_gpu"}
+    assert found["metrics"]["median_tpot"]["n"] == 2
+    assert found["metrics"]["output_tput_per_gpu"]["mape_median"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        (("params_b", "gpus", "global_batch", "micro_batch", "hidden", "heads", "layers", "iter_ms"),
+         "training is not simulated yet"),
+        (("model", "hardware", "prompt_size", "batch_size", "token_size", "prompt_ms", "token_ms", "tensor_parallel"),
+         "engine and version not published"),
+    ],
+)  # fmt: skip
+def test_tables_that_say_too_little(tmp_path, columns, reason):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({name: pa.array([1.0, 2.0]) for name in columns}), path)
+    found = compare(path)
+    assert found["not_expressible"] == {reason: 2}
+    assert found["metrics"] == {}
