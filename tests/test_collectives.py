@@ -19,9 +19,12 @@ from perfsim.errors import InfeasibleError
 from perfsim.ops.op import Collective
 from perfsim.spec import catalog
 from perfsim.spec.calibration import DeviceEfficiency
+from perfsim.spec.curves import OperatorCurves
 from perfsim.spec.load import find_calibration
 
-EFFICIENCY = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").device
+# Without curves of what was measured on one machine: the laws hold for every machine and algorithm.
+PLAIN = {"curves": OperatorCurves()}
+EFFICIENCY = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").device.model_copy(update=PLAIN)
 PERFECT = EFFICIENCY.model_copy(update={"collective_launch": 0.0, "collective_hop": 0.0, "collective_bandwidth": 1.0})
 MACHINES = ("dgx-h100", "dgx-a100", "mi300x-8x", "l40s-8x-pcie", "tpu-v5p-4x", "gb200-nvl72", *catalog.list_clusters())
 

@@ -76,7 +76,7 @@ def test_a_lone_request_gains_nothing_from_stages():
     one = run("gqa", CONFIG, chunk, depth=1)
     four = run("gqa", CONFIG, chunk, depth=4)
     assert column(four, "finish_s")[0] == pytest.approx(column(one, "finish_s")[0], rel=0.6)
-    assert column(four, "finish_s")[0] <= column(one, "finish_s")[0]
+    assert column(four, "finish_s")[0] <= column(one, "finish_s")[0] * (1 + 1e-12)
 
 
 def test_chunks_of_a_prompt_follow_each_other_through_the_stages():
