@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perfsim.calibrate.forms import fit_range, form, resident
+from perfsim.calibrate.forms import families_of, fit_range, form, resident
 from perfsim.calibrate.rows import Array, Rows
 from perfsim.spec.catalog import accelerator
 from perfsim.spec.operators_file import FOLDER, CurveFit, OperatorsFile
@@ -36,21 +36,28 @@ def fitted_file(device: str) -> OperatorsFile | None:
     return validated(OperatorsFile, load_yaml(path), where=str(path)) if path.is_file() else None
 
 
-def fit_of(rows: Rows) -> CurveFit | None:
-    """The fit that describes a group of rows."""
+def coefficients(rows: Rows) -> dict[str, float] | None:
+    """What describes a group of rows: a curve and the conditions it was measured under, or one curve per family."""
     file = fitted_file(rows.device)
     backend = file.backends.get(rows.backend) if file else None
-    return getattr(backend, rows.kind).get(rows.format) if backend else None
+    if backend is None:
+        return None
+    if rows.kind == "collective":
+        families = {name: backend.collective[name] for name in families_of(rows) if name in backend.collective}
+        return {f"{name}.{key}": value for name, fit in families.items() for key, value in fit.curve} or None
+    fit: CurveFit | None = getattr(backend, rows.kind).get(rows.format)
+    if fit is None:
+        return None
+    curve = fit.curve.model_dump()  # type: ignore[attr-defined]
+    return {name: value for name, value in curve.items() if value is not None} | fit.conditions
 
 
 def compare(rows: Rows) -> Compared | None:
     """Errors of the stored curve on every row in its range; None without a curve."""
-    fit = fit_of(rows)
+    values = coefficients(rows)
     asked = fit_range(rows)
-    if fit is None or not len(asked):
+    if values is None or not len(asked):
         return None
     chip = accelerator(rows.device)
-    coefficients = fit.curve.model_dump()  # type: ignore[attr-defined]
-    values = {name: value for name, value in coefficients.items() if value is not None} | fit.conditions
     errors = form(rows).seconds(values, asked, chip) / asked.seconds - 1.0
     return Compared(asked, errors, asked.held_out(), resident(asked, chip) > COLD)
