@@ -103,11 +103,11 @@ def answer(question: Ask) -> Answer:
         scenario = scenario_of(question)
         if not question.requests:
             result = simulate(scenario)
-            return Answer(result.metrics, result.timeline, bands_of(result), {})
+            return Answer(result.metrics, result.timeline, bands_of(scenario, result), {})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "requests.parquet"
             result = simulate(scenario, requests_path=path)
-            return Answer(result.metrics, result.timeline, bands_of(result), _requests(path))
+            return Answer(result.metrics, result.timeline, bands_of(scenario, result), _requests(path))
     except InfeasibleError as error:
         return Answer({}, {}, Bands({}), {}, refused=f"infeasible: {error.binding}")
     except InputError as error:
