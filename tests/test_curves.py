@@ -40,7 +40,7 @@ gemm_curves = st.builds(
 )  # fmt: skip
 decode_curves = st.builds(
     DecodeCurve, launch=microseconds, bandwidth=fractions, tile=microseconds, sharpness=st.floats(1, 12),
-    ramp=microseconds, ramp_bytes=st.floats(1e5, 1e9), compute=st.none() | fractions,
+    ramp=microseconds, ramp_bytes=st.floats(1e5, 1e9), mixed_reread=st.floats(0, 1), compute=st.none() | fractions,
 )  # fmt: skip
 prefill_curves = st.builds(
     PrefillCurve, launch=microseconds, compute=fractions, head_padding=st.floats(0, 300), bandwidth=fractions,

@@ -170,7 +170,7 @@ def mla_rows(folder: Path) -> Iterator[Rows]:
             "aic_mla",
             columns,
             raw["latency_us"][at],
-            (heads,),
+            (heads, batch),
         )
 
 

@@ -39,8 +39,11 @@ class Transfer:
 def left_out(groups: list[Rows], by: Literal["device", "architecture"]) -> Iterator[Transfer]:
     """Every group, predicted by one curve that was fitted to the same kind, format and backend on other devices.
 
-    All of them together make that curve, each with its own datasheet. Groups without any other device are skipped.
+    Those of its own architecture make that curve, or all together where there are none, each with its own datasheet.
+    Groups without any other device are skipped, and those whose launches were timed with the host's: they say more
+    about that host.
     """
+    groups = [rows for rows in groups if "host" not in form(rows).bounds]
     for rows in groups:
         others = [
             other
@@ -49,8 +52,9 @@ def left_out(groups: list[Rows], by: Literal["device", "architecture"]) -> Itera
             and (other.device if by == "device" else ARCHITECTURE[other.device])
             != (rows.device if by == "device" else ARCHITECTURE[rows.device])
         ]
+        near = [other for other in others if ARCHITECTURE[other.device] == ARCHITECTURE[rows.device]]
         if others:
-            yield _predicted(rows, others)
+            yield _predicted(rows, near or others)
 
 
 def _predicted(rows: Rows, others: list[Rows]) -> Transfer:

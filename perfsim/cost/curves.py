@@ -120,6 +120,11 @@ def decode_seconds(op: Op, curve: DecodeCurve, efficiency: DeviceEfficiency, chi
     )
 
 
+def mixed_factor(op: Op, curve: DecodeCurve) -> float:
+    """How much longer decodes take beside prompt chunks: 1 + mixed_reread (query heads per K/V head - 1)."""
+    return 1.0 + curve.mixed_reread * max(0.0, op.heads / float(op.tiles) - 1.0)
+
+
 def decode_ramp(op: Op, curve: DecodeCurve) -> PiecewiseLinear | None:
     """Seconds over the entries that all sequences attend: ramp x / (x + ramp_bytes), x their bytes; linear by pieces.
 

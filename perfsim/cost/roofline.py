@@ -22,6 +22,7 @@ from perfsim.cost.curves import (
     expert_seconds,
     gemm_curve,
     gemm_seconds,
+    mixed_factor,
     prefill_curve,
     prefill_seconds,
 )
@@ -73,7 +74,9 @@ def fitted_seconds(op: Op, accelerator: Accelerator, efficiency: DeviceEfficienc
     if decode is not None:
         ramp = decode_ramp(op, decode)
         filling = ramp(op.sequences * op.context) if ramp is not None else 0.0
-        return decode.launch + filling + op.sequences * decode_seconds(op, decode, efficiency, accelerator)(op.context)
+        beside = 1.0 + (mixed_factor(op, decode) - 1.0) * op.mixed
+        each = decode_seconds(op, decode, efficiency, accelerator)(op.context)
+        return decode.launch + filling + op.sequences * each * beside
     if prefill is not None:
         return prefill_seconds(op, prefill, accelerator)
     return None if experts is None else expert_seconds(op, experts, accelerator)

@@ -109,6 +109,8 @@ class CompiledSteps:
             for term in self.decode:
                 attended = context[term.span] if term.span >= 0 else blend(term.mix, context)
                 value = term.curve.locate(attended / decodes)[0]
+                if prefill_tokens:
+                    value *= term.mixed
                 gpu += term.count * (term.launch + decodes * value)
                 if term.ramp is not None:
                     gpu += term.count * term.ramp.locate(attended)[0]

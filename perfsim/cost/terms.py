@@ -17,6 +17,7 @@ from perfsim.cost.curves import (
     gemm_launch,
     gemm_rate,
     gemm_row,
+    mixed_factor,
     padded,
     prefill_coefficients,
     prefill_curve,
@@ -36,7 +37,8 @@ class DecodeTerm:
     """Decode attention of all layers of one shape; `mix` blends the sums over spans into attended entries.
 
     `span` is the only one where an entry per token of one span is attended, else -1: most models need no blending.
-    `curve` is per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together.
+    `curve` is per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together;
+    beside prompt chunks `curve` takes `mixed` times as long.
     """
 
     mix: Mix
@@ -45,6 +47,7 @@ class DecodeTerm:
     launch: float
     curve: PiecewiseLinear
     ramp: PiecewiseLinear | None = None
+    mixed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +157,13 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
     found: dict[object, DecodeTerm] = {}
     for op in ops:
         if op.kind == "decode_attention":
-            key = (op.mix, op.entry_bytes, op.pair_flops, op.sequence_read_bytes, op.sequence_write_bytes, op.dtype)
+            key = (op.mix, op.entry_bytes, op.pair_flops, op.sequence_read_bytes, op.sequence_write_bytes, op.dtype,
+                   op.heads, float(op.tiles), op.format)  # fmt: skip
             count = op.count + (found[key].count if key in found else 0)
             curve, fitted = decode_attention_curve(op, node.accelerator, device), decode_curve(op, device)
             ramp = None if fitted is None else decode_ramp(op, fitted)
-            found[key] = DecodeTerm(op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curve, ramp)
+            mixed = 1.0 if fitted is None else mixed_factor(op, fitted)
+            found[key] = DecodeTerm(op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curve, ramp, mixed)
     return tuple(found.values())
 
 

@@ -192,7 +192,7 @@ def _attention_core(
         driver="attention", active=np.minimum(decodes, 1.0), sequences=decodes,
         context=attended / np.maximum(decodes, 1.0), mix=mix, sequence_read_bytes=decode_bytes[0],
         sequence_write_bytes=decode_bytes[1], entry_bytes=entry, pair_flops=decode_flops, heads=heads, tiles=tiles,
-        format=stored,
+        format=stored, mixed=np.minimum(step.prefill_tokens, 1.0),
     )  # fmt: skip
     new = step.prefill_tokens
     pairs = sum(weight * step.prefill_pairs[index] for index, weight in mix)

@@ -34,9 +34,9 @@ class Op:
     per attended pair.
 
     Fitted curves also need: `rows` (of a product; of prefill attention, new tokens) and the `depth` k of a product;
-    `heads` of queries; `tiles`, what one sequence is split into (K/V heads), or the experts that are picked, each row
-    of which is `pair_flops` and enters with `depth` bytes; `format`, how the weights or the cache are stored ("": no
-    curve was fitted to such an op).
+    `heads` of queries; `mixed`, whether prompt chunks share a decode kernel; `tiles`, what one sequence is split into
+    (K/V heads), or the experts that are picked, each row of which is `pair_flops` and enters with `depth` bytes;
+    `format`, how the weights or the cache are stored ("": no curve was fitted to such an op).
     """
 
     kind: OpKind
@@ -61,6 +61,7 @@ class Op:
     depth: float = 0.0
     heads: float = 0.0
     tiles: Num = 0.0
+    mixed: Num = 0.0
     format: str = ""
 
 

@@ -43,7 +43,8 @@ class DecodeCurve(Spec):
     `tile` is the time that one SM needs for one sequence and K/V head without context, `sharpness` blends it with the
     time of reading the context. `ramp` is what reading adds while too few bytes are in flight to fill all SMs, half of
     it at `ramp_bytes` of all sequences together. `compute`: of the dense peak, for kernels that it can bind (latent
-    attention); None is `decode_attention_compute`.
+    attention); None is `decode_attention_compute`. Where prompt chunks are in the same kernel, each further query head
+    of a K/V head repeats the share `mixed_reread` of its reads.
     """
 
     launch: Seconds
@@ -52,6 +53,7 @@ class DecodeCurve(Spec):
     sharpness: float = Field(default=2.0, ge=1, le=16)
     ramp: Seconds = 0.0
     ramp_bytes: float = Field(default=1e6, gt=0)
+    mixed_reread: Amount = 0.0
     compute: Fraction | None = None
 
 
