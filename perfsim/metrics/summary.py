@@ -194,10 +194,14 @@ def _provenance(groups: Sequence[GroupUse]) -> dict[str, Any]:
 
 def _warnings(outcome: Outcome) -> list[str]:
     found: dict[str, None] = {}
-    if any(group.scenario.calibration.status == "first-guess" for group in outcome.groups):
-        found["coefficients are first guesses, not fitted: expect errors of tens of percent"] = None
     for group in outcome.groups:
         calibration, policy = group.scenario.calibration, group.scenario.policy
+        if calibration.status == "first-guess" and calibration.device.curves.source:
+            found["kernels are fitted to measurements; other coefficients are first guesses or few fits on one GPU"] = (
+                None
+            )
+        elif calibration.status == "first-guess":
+            found["coefficients are first guesses, not fitted: expect errors of tens of percent"] = None
         if calibration.borrowed_from is not None:
             name = group.scenario.hardware.accelerator.name
             found[f"{name} has no measured curves; those of {calibration.borrowed_from} stand in"] = None

@@ -43,7 +43,7 @@ def summary_table(result: Result) -> Group:
     parts.append(Text())
     parts.append(Text(scenario.bands_note(result), style="dim"))
     if scenario.first_guess(result):
-        parts.append(Text("Coefficients are first guesses: not fitted to measurements.", style="yellow"))
+        parts.append(Text("Some coefficients are first guesses: not fitted to measurements.", style="yellow"))
     parts.extend(Text(f"Warning: {warning}", style="yellow") for warning in result.warnings)
     return Group(*parts)
 
