@@ -182,7 +182,7 @@ def test_few_moves_are_enough_for_the_time_per_token() -> None:
 
 def test_queues_make_bands_skewed() -> None:
     rate = 0.8 * estimate(scenario()).value("throughput.max_requests_per_s")
-    asked = scaled(scenario(600, rate=rate), 0.5)
+    asked = scaled(scenario(600, rate=rate), 0.7)  # wide enough to reach the queue: kernels are fitted to a few percent
     result = quantify(simulate(asked), asked)
     value, (low, high) = result.value("ttft.mean"), result.bands["ttft.mean"]
     assert math.log(high / value) > 1.5 * math.log(value / low)

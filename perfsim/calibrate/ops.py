@@ -29,7 +29,7 @@ from perfsim.spec.catalog import accelerator
 BACKEND = "vllm"  # kernels that stand in for those of engines nobody timed apart
 FEW = 600  # rows: a format with fewer in range gets no curve
 LIMIT = 0.25  # a curve that misses shapes it has not seen by more, in the median, describes nothing
-LEAST: dict[Kind, int] = {"collective": 20}
+LEAST: dict[Kind, int] = {"collective": 20, "decode": 400, "prefill": 400}
 HEADER = """\
 # Operator curves fitted to public measurements; do not edit: `python -m perfsim.calibrate.ops --data DIR` writes this
 # file. `python -m validation.ops --data DIR` prints how far the curves miss.

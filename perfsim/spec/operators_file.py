@@ -124,6 +124,8 @@ def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool) ->
     if borrowed:
         curves["collective"] = {}  # they belong to the links of the node, not to the GPU
         discrepancy.pop("collective", None)
-        discrepancy |= {kind: left.discrepancy for kind, left in content.left_out.items()}
+        # Never surer than on the device itself, whose formats may be harder than those that could be left out.
+        for kind, left in content.left_out.items():
+            discrepancy[kind] = max(left.discrepancy, discrepancy.get(kind, 0.0))
     source = f"{backend} {', '.join(versions)} kernels on {device}"
     return OperatorCurves(source=source, discrepancy=discrepancy, **curves)
