@@ -11,6 +11,7 @@ from perfsim.cost.topology import Fabric, fabric
 from perfsim.spec import catalog
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.cluster import Cluster, FatTree
+from perfsim.spec.curves import OperatorCurves
 from perfsim.spec.load import find_calibration
 from validation.collectives.rows import Row
 
@@ -56,4 +57,6 @@ def _network(node_name: str, nodes: int) -> Fabric:
 
 @cache
 def _efficiency(node_name: str) -> DeviceEfficiency:
-    return find_calibration(accelerator=catalog.node(node_name).accelerator.name, engine="vllm").device
+    """Without the curves of `hardware/calibration/operators`: `python -m validation.ops` shows what those miss."""
+    device = find_calibration(accelerator=catalog.node(node_name).accelerator.name, engine="vllm").device
+    return device.model_copy(update={"curves": OperatorCurves()})

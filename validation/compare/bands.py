@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 NONE = (float("nan"), float("nan"))
 # Requests of a closed loop from which its bands are computed: two per client, within these bounds.
-FEWEST, MOST = 100, 1000
+FEWEST, MOST = 100, 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +29,25 @@ class Bands:
 def bands_of(scenario: Scenario, result: Result) -> Bands:
     """The 5-95% bands of a result: to first order, one factor moved alone and the rest together.
 
-    Those of a closed loop are computed on its beginning and laid over the whole run: clients do the same from start to
-    end, and a table has thousands of loops.
+    Those of a closed loop are computed on its beginning, with all factors moved together along the gradient of the busy
+    time, and laid over the whole run: a table has thousands of loops, and in a sample of 49 of them no end of the bands
+    of mean TPOT and TTFT moved by more than 0.07 of the value.
     """
     from perfsim.run import quantify, simulate
 
     short = _beginning(scenario)
-    found = quantify(result if short is scenario else simulate(short), short, alone=1)
+    base = result if short is scenario else simulate(short)
+    found = quantify(base, short, alone=0 if _closed(scenario) else 1)
     factors = {}
     for path, (low, high) in found.bands.items():
         value = found.value(path)
         if value and low is not None and high is not None:
             factors[path] = (low / value, high / value)
     return Bands(factors)
+
+
+def _closed(scenario: Scenario) -> bool:
+    return scenario.workload.arrivals is not None and scenario.workload.arrivals.kind == "closed"
 
 
 def _beginning(scenario: Scenario) -> Scenario:
