@@ -56,7 +56,8 @@ def write_trace(path: Path, count: int, rate: float) -> None:
 
 def outside(path: Path) -> tuple[float, dict[str, float], float]:
     """(wall seconds of a whole process, its `simulation` figures, peak memory in MB)."""
-    command = [sys.executable, "-m", "perfsim", "simulate", *SETUP, "--trace", str(path), "--no-bands", "--format", "json"]
+    flags = ("--trace", str(path), "--no-bands", "--format", "json")
+    command = [sys.executable, "-m", "perfsim", "simulate", *SETUP, *flags]
     began = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     wall = time.perf_counter() - began
