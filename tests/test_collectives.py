@@ -106,11 +106,11 @@ def test_arrays_are_as_good_as_numbers(name: str, kind: str, batch: list[float],
     network = network_of(name)
     if not fits(network, group, 1):
         return
-    work = Collective(kind, "x", count, np.array(batch), group, active=np.arange(len(batch)) % 2.0)  # type: ignore[arg-type]
+    work = Collective(kind, "x", count, np.array(batch), group, active=np.arange(len(batch)) % 2.0)
     together = collective_estimate(work, network, EFFICIENCY)
     names, _ = fastest_algorithm(work, network, EFFICIENCY)
     for index, size in enumerate(batch):
-        alone = Collective(kind, "x", count, size, group, active=index % 2.0)  # type: ignore[arg-type]
+        alone = Collective(kind, "x", count, size, group, active=index % 2.0)
         assert together.seconds[index] == collective_estimate(alone, network, EFFICIENCY).seconds
         assert names[index] == fastest_algorithm(alone, network, EFFICIENCY)[0]
 

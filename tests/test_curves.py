@@ -140,7 +140,7 @@ def test_compiled_steps_and_jumps_follow_any_curve(
 def measured(kind: str, stored: str, columns: dict[str, list[float]]) -> Rows:
     arrays = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
     first = next(iter(arrays.values()))
-    return Rows("h100-80gb-sxm", "vllm", "1", kind, stored, "t", arrays, 0 * first + 1.0, named(first))  # type: ignore[arg-type]
+    return Rows("h100-80gb-sxm", "vllm", "1", kind, stored, "t", arrays, 0 * first + 1.0, named(first))
 
 
 def without_cache(shape: Form) -> dict[str, float]:

@@ -154,7 +154,9 @@ def bisection(cluster: Cluster) -> float:
     top = network_tiers(cluster)[-1]
     half = cluster.node_count // 2 * cluster.node.accelerator_count * top.bandwidth
     # Of what a group of a dragonfly sends out, half stays in its own half of the machine.
-    return half * (0.5 * network.groups / (network.groups - 1) if top.name == "dragonfly" else 1.0)  # type: ignore[union-attr]
+    if isinstance(network, Dragonfly) and top.name == "dragonfly":
+        return half * 0.5 * network.groups / (network.groups - 1)
+    return half
 
 
 def _uplinks(network: FatTree, cards: int) -> float:

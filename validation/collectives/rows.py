@@ -67,7 +67,7 @@ def all_rows(directory: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     def table(name: str) -> list[dict[str, Any]]:
-        return pq.read_table(directory / name).to_pylist()  # type: ignore[no-any-return]
+        return list(pq.read_table(directory / name).to_pylist())
 
     rows = list(collective_rows(table("collectives.parquet")))
     rows += public_rows(table("collectives_more.parquet"))

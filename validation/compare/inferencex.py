@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from validation.compare import facts, plans
-from validation.compare.ask import Answer, Ask, answers, ask
+from validation.compare.ask import Answer, Ask, ask
 from validation.compare.facts import InexpressibleError
-from validation.compare.outcome import Outcome, Pair, outcome_of
-from validation.compare.silicon import group, pair, questions_of
+from validation.compare.outcome import Outcome, Pair
+from validation.compare.silicon import compare_rows, group, pair
 from validation.compare.table import Table
 
 SERVING = frozenset({"hardware", "framework", "model", "precision", "spec_method", "disagg", "decode_tp", "decode_ep",
@@ -27,26 +27,12 @@ Row = Mapping[str, Any]
 
 def compare_serving(table: Table) -> tuple[Table, Outcome]:
     """One closed loop per row; seconds, and tokens/s per GPU of deployments that are not split."""
-    return _compare(table, question_of)
+    return compare_rows(table, question_of, _pairs)
 
 
 def compare_position(table: Table) -> tuple[Table, Outcome]:
     """One closed loop per row, on the eight H200 that the study names in its job scripts; tokens/s of all of them."""
-    return _compare(table, position_question)
-
-
-def _compare(table: Table, make: Any) -> tuple[Table, Outcome]:
-    rows = table.rows()
-    reasons, questions = questions_of(rows, make)
-    found = answers([question for question in questions if question is not None])
-    pairs: list[Pair] = []
-    for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
-        if question is None:
-            continue
-        reasons[index] = found[question].refused
-        if reasons[index] is None:
-            pairs += _pairs(index, row, found[question])
-    return table, outcome_of(reasons, pairs)
+    return compare_rows(table, position_question, _pairs)
 
 
 def _pairs(index: int, row: Row, answer: Answer) -> list[Pair]:

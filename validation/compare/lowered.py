@@ -131,7 +131,7 @@ def attention_kernels(
 ) -> list[Op]:
     """The kernels of the model's first layer of the given kinds; all of the block's with no `kinds`."""
     layer = model.layers[0].model_copy(update={"count": 1})
-    ops = attention_ops(model, layer, step, attention_spans(model), tp, cache_dtype)  # type: ignore[arg-type]
+    ops = attention_ops(model, layer, step, attention_spans(model), tp, cache_dtype)
     return [op for op in ops if not kinds or op.kind in kinds]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from validation.compare import facts, plans
@@ -20,8 +20,15 @@ Row = Mapping[str, Any]
 
 def compare(table: Table) -> tuple[Table, Outcome]:
     """One closed loop per row."""
+    return compare_rows(table, question_of, _pairs)
+
+
+def compare_rows(
+    table: Table, make: Callable[[Row], Ask], pairs_of: Callable[[int, Row, Answer], list[Pair]]
+) -> tuple[Table, Outcome]:
+    """A question `make(row)` for every row, and the pairs that its answer gives."""
     rows = table.rows()
-    reasons, questions = questions_of(rows, question_of)
+    reasons, questions = questions_of(rows, make)
     found = answers([question for question in questions if question is not None])
     pairs: list[Pair] = []
     for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
@@ -29,9 +36,13 @@ def compare(table: Table) -> tuple[Table, Outcome]:
             continue
         reasons[index] = found[question].refused
         if reasons[index] is None:
-            pairs += [pair(index, column, row[column], found[question], f"{name}.mean", scale=1e3)
-                      for column, name in METRICS.items() if row[column]]  # fmt: skip
+            pairs += pairs_of(index, row, found[question])
     return table, outcome_of(reasons, pairs)
+
+
+def _pairs(index: int, row: Row, answer: Answer) -> list[Pair]:
+    return [pair(index, column, row[column], answer, f"{name}.mean", scale=1e3)
+            for column, name in METRICS.items() if row[column]]  # fmt: skip
 
 
 def questions_of(rows: list[dict[str, Any]], make: Any) -> tuple[list[str | None], list[Ask | None]]:

@@ -48,7 +48,7 @@ def coefficients(rows: Rows) -> dict[str, float] | None:
     fit: CurveFit | None = getattr(backend, rows.kind).get(rows.format)
     if fit is None:
         return None
-    curve = fit.curve.model_dump()  # type: ignore[attr-defined]
+    curve = fit.curve.model_dump()
     return {name: value for name, value in curve.items() if value is not None} | fit.conditions
 
 

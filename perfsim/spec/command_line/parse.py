@@ -146,9 +146,9 @@ def _respelled(word: str, table: FlagTable) -> str:
     """A flag with the separators the engine's names have, where the engine accepts both."""
     if not word.startswith("--") or table.separator is None:
         return word
-    name, dot_or_equals, rest = re.match(r"(--[^.=]*)([.=]?)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    end = min((at for at in map(word.find, ".=") if at >= 0), default=len(word))
     other = {"-": "_", "_": "-"}[table.separator]
-    return "--" + name[2:].replace(other, table.separator) + dot_or_equals + rest
+    return "--" + word[2:end].replace(other, table.separator) + word[end:]
 
 
 def _with_dotted_json(words: Sequence[str]) -> list[str]:
