@@ -24,10 +24,11 @@ def elementwise_ops(model: ModelArch, group: LayerGroup, step: StepShape, tp: in
     """The fused kernels of `group` as one Op of their mean size, or none.
 
     Numbers moved per token: each norm reads and writes the hidden state and the residual; the position kernel moves q
-    and the new cache entry (an indexer has its own); a convolution moves its channels; a gate reads output and gate;
-    an activation reads gate and up and writes their product (that of routed experts is inside their fused kernel, the
-    launch stands for the router's selection); n residual streams are mixed into a block's input and its output back
-    into them. A dozen operations per number are never what bounds them.
+    and the new cache entry (an indexer has its own); norms of q and k move both, over all heads in two passes; a
+    convolution moves its channels; a gate reads output and gate; an activation reads gate and up and writes their
+    product (that of routed experts is inside their fused kernel, the launch stands for the router's selection); n
+    residual streams are mixed into a block's input and its output back into them. A dozen operations per number are
+    never what bounds them.
     """
     act, hidden = ACTIVATION_BYTES[model.dtype], float(model.hidden_size)
     kernels: list[Kernel] = [(2 * hidden, 2 * hidden)] * group.norm_count
@@ -67,6 +68,9 @@ def _mixer_kernels(group: LayerGroup, tp: int) -> list[Kernel]:
     else:
         positioned, value = (heads + 1) * attn.head_dim, attn.head_dim
     kernels.append((positioned, positioned))
+    if isinstance(attn, GroupedQueryAttention) and attn.qk_norm is not None:
+        normed = heads * attn.head_dim + kv_heads * attn.head_dim  # one kernel each; over all heads, variances first
+        kernels += [(normed / 2, normed / 2)] * 2 if attn.qk_norm == "head" else [(normed, 0.0), (normed, normed)]
     indexer = indexer_of(attn)
     if indexer is not None:
         scored = (indexer.num_heads + 1.0) * indexer.head_dim

@@ -2,8 +2,10 @@
 
 Sharding is Megatron's (Shoeybi et al., arXiv:1909.08053): QKV and up projections by columns, output and down
 projections by rows, one all-reduce after each block, vocabulary-parallel embedding and head. K/V heads are replicated
-when there are fewer than GPUs. Neglected: the embedding lookup, position encodings' tables and sampling of more than
-one token. Each term is what the algorithm must do; kernels that do more are the business of `perfsim.cost`.
+when there are fewer than GPUs. Norms of q and k over all heads first sum their variances over the GPUs
+(`vllm/model_executor/layers/minimax_rms_norm/rms_norm_tp.py`, vLLM 0.32). Neglected: the embedding lookup, position
+encodings' tables and sampling of more than one token. Each term is what the algorithm must do; kernels that do more are
+the business of `perfsim.cost`.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from perfsim.ops.gemm import gemm
 from perfsim.ops.mlp import mlp_ops, sums_over_tp
 from perfsim.ops.op import Collective, Op
 from perfsim.ops.step import StepShape, attention_spans
-from perfsim.spec.model import ACTIVATION_BYTES, ModelArch
+from perfsim.spec.model import ACTIVATION_BYTES, GroupedQueryAttention, ModelArch
 
 LOGIT_BYTES = 4  # vLLM samples from fp32 logits
+FP32_BYTES = 4
 
 
 def lower(
@@ -48,6 +51,9 @@ def lower(
             sums = sums_over_tp(group, dp=dp, ep=ep)
             if sums:
                 work.append(Collective("all_reduce", "all_reduce", sums * group.count, payload, tp))
+            if isinstance(group.attention, GroupedQueryAttention) and group.attention.qk_norm == "all_heads":
+                variances = step.tokens * (2.0 * FP32_BYTES)  # of q and of k, each over all heads
+                work.append(Collective("all_reduce", "qk_norm", group.count, variances, tp))
     if pp > 1:
         hidden = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype] / tp)
         work.append(Collective("send_recv", "pipeline", pp - 1, hidden, pp, stride=tp * dp))
