@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench validate clean
 
 demo: .venv/installed
 	$(BIN)/perfsim simulate workloads/scenarios/mooncake-demo.yaml -o demo-run
@@ -19,6 +19,10 @@ test: .venv/installed-test
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py
+
+# What predictions miss: validation/REPORT.md. With DATA=DIR on the whole tables, else on the committed slices.
+validate: .venv/installed
+	$(BIN)/python -m validation.report $(if $(DATA),--data $(DATA))
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,0 +1,193 @@
+"""The report: its split covers every table, its numbers are the outcomes', its sections replace each other, and no
+predicted prefill beats the speed of light."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from perfsim.errors import InputError
+from perfsim.spec import catalog
+from perfsim.spec.load import find_calibration
+from validation.compare.outcome import Outcome, Values, summary
+from validation.compare.table import Table
+from validation.report import cli, headline, left_out, long_prefill, peers, plots, store
+from validation.report.sections import sections
+from validation.report.served import summarised
+from validation.report.split import roles, split
+
+SERVING = {
+    "aic_silicon_sample", "inferencex_dsr1", "inferencex_token_position", "isim_vllm_experiments",
+    "isim_vllm_requests", "llmservingsim_vllm_requests", "llmservingsim_vllm_timeseries", "mlperf_inference_llm",
+    "splitwise_perf_model",
+}  # fmt: skip
+NO_LICENCE = {"isim_vllm_experiments", "isim_vllm_requests", "inferencex_dsr1", "mlperf_inference_llm"}
+
+
+def test_the_split_covers_every_table_and_shows_no_values_of_those_without_a_licence() -> None:
+    assert set(split().tables) == SERVING
+    for stem, listed in split().tables.items():
+        assert (listed.publish == "residuals") == (stem in NO_LICENCE)
+        if listed.publish == "residuals":
+            assert listed.run is None
+            assert all(plot.kind == "residuals" for plot in listed.plots)
+        for target in listed.targets:
+            assert target.metric in listed.metrics
+            assert not target.subset or target.subset in listed.subsets
+        assert not listed.rules[-1].where  # the last rule takes what is left
+
+
+def stages() -> tuple[Table, Outcome]:
+    data = pa.table({"hardware": ["H100", "H100", "A100"], "overloaded": [False, True, False],
+                     "stage_index": [-1, 0, -1], "model": ["a", "a", "b"], "workload": ["x"] * 3, "tp": [1, 1, 2],
+                     "cpu_offload": [False] * 3, "max_num_batched_tokens": [2048] * 3})  # fmt: skip
+    measured, predicted = np.array([10.0, 10.0, 10.0]), np.array([11.0, 12.0, 13.0])
+    nothing = np.full(3, np.nan)
+    values = Values(np.arange(3), measured, predicted, nothing, nothing)
+    from pathlib import Path
+
+    return Table(Path("stages.parquet"), data), Outcome([None] * 3, {"tpot_derived_ms": values})
+
+
+def test_rows_get_the_role_of_the_first_rule_that_takes_them() -> None:
+    table, outcome = stages()
+    listed = split().tables["isim_vllm_experiments"]
+    assert roles(table, listed).tolist() == ["fitted", "kept out", "kept out"]
+    found = summarised(table, outcome, listed)
+    assert found["roles"]["fitted"]["tpot_derived_ms"]["mape_mean"] == pytest.approx(0.1)
+    assert found["roles"]["kept out"]["tpot_derived_ms"]["mape_mean"] == pytest.approx(0.25)
+    assert found["subsets"]["whole runs"]["kept out"]["tpot_derived_ms"]["n"] == 1
+    with pytest.raises(InputError, match="no column 'hardware'"):
+        roles(Table(table.path, table.data.drop(["hardware"])), listed)
+
+
+def test_the_headline_shows_the_outcomes() -> None:
+    table, outcome = stages()
+    found = summarised(table, outcome, split().tables["isim_vllm_experiments"])
+    entries = list(headline.entries({"isim": found}))
+    by_rows = {(one.rows, one.role): one for one in entries}
+    values = outcome.values["tpot_derived_ms"]
+    assert by_rows["not overloaded", "fitted"].found == summary(values.take([0]))
+    assert by_rows["not overloaded", "kept out"].found == summary(values.take([2]))
+    assert by_rows["overloaded", "kept out"].found == summary(values.take([1]))
+    text = "\n".join(headline.render({"isim": found}))
+    unseen, fitted = text.split("### Rows that coefficients were fitted to")
+    assert "| not overloaded | kept out | TPOT mean | 1 | 30% | 30% | 30% | +30% | – | – |" in unseen
+    assert "| not overloaded | fitted | TPOT mean | 1 | 10% | 10% | 10% | +10% | – | – |" in fitted
+    assert "| not overloaded | kept out | TPOT mean | mean ≤ 4.0% | 30% | **missed** |" in fitted
+
+
+def test_sections_replace_each_other_and_nothing_else() -> None:
+    results = {"tables": {"a.parquet": "1" * 64}, "coefficients": "2" * 64}
+    first, second = store.block("one", results, "first"), store.block("two", None, "second")
+    report = f"# Title\n\n{first}\ntext between\n\n{second}"
+    assert store.blocks(report) == {"one": first, "two": second}
+    assert store.replaced(report, {"one": first, "two": second}) == report
+    changed = store.replaced(report, {"one": store.block("one", results, "new")})
+    assert changed == report.replace("\nfirst\n", "\nnew\n")
+    assert store.replaced(changed, {"one": store.block("one", results, "new")}) == changed
+    added = store.replaced(report, {"three": store.block("three", None, "third")})
+    assert list(store.blocks(added)) == ["one", "two", "three"]
+    assert f"table: a.parquet sha256: {'1' * 64}" in first
+    assert store.replaced(added, {"three": store.block("three", None, "third")}) == added
+
+
+def test_the_committed_report_is_made_of_the_stored_results() -> None:
+    every = list(sections())
+    assert cli.document(every) == cli.document(every)
+    committed = store.blocks(cli.REPORT.read_text(encoding="utf-8"))
+    assert set(committed) == {"headline", "peers", "budget", *(section.name for section in every)}
+    for section in every:
+        results = store.load(section.name)
+        if results is not None:
+            for table, digest in results["tables"].items():
+                assert f"table: {table} sha256: {digest}" in committed[section.name]
+
+
+def test_sections_without_data_run_on_committed_rows_only(tmp_path) -> None:
+    runnable = {section.name for section in sections() if section.inputs(None) is not None}
+    assert {"operators-slice", "collectives-slice", "silicon-slice", "long-prefills", "llmservingsim"} <= runnable
+    assert not runnable & {"isim", "left-out", "isim-requests", "silicon", "inferencex", "mlperf", "operators"}
+    for section in sections():
+        assert all(path.is_file() for path in section.committed), section.name
+        assert section.inputs(tmp_path) == section.inputs(None)  # a folder without tables
+    with pytest.raises(InputError, match="no section 'opertors'; did you mean 'operators'"):
+        cli.write(tmp_path / "REPORT.md", data=None, only=["opertors"])
+    assert cli.main(["--data", str(tmp_path / "none")]) == 2
+
+
+def test_a_report_is_written_where_it_is_asked_for(tmp_path, monkeypatch) -> None:
+    saved = {}
+    monkeypatch.setattr(cli, "save", saved.setdefault)
+    monkeypatch.setattr(cli, "load", saved.get)
+    for _ in range(2):
+        assert cli.main(["--only", "collectives-slice", "--output", str(tmp_path / "REPORT.md")]) == 0
+        text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert "### Collectives, committed rows" in text
+    assert "*isim: not run yet" in text
+    assert saved["collectives-slice"]["rows"] > 1000
+    assert (tmp_path / "figures" / "collectives-slice.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-3.1-8b-instruct", "llama-3.1-70b-instruct", "qwen3-30b-a3b", "deepseek-v2-lite"]
+)
+@pytest.mark.parametrize("device", ["a100-80gb-sxm", "h100-80gb-sxm", "b200-180gb-sxm", "l40s-48gb"])
+def test_no_prefill_beats_the_speed_of_light(name: str, device: str) -> None:
+    model, node = catalog.model(name), catalog.node(device)
+    calibration = find_calibration(accelerator=device, engine="vllm")
+    before = 0.0
+    for tokens in (1, 100, 1024, 32768, 1 << 20, 10_000_000):
+        found = long_prefill.prefill(model, node, tokens=tokens, tp=4, chunk=8192, calibration=calibration)
+        assert found.seconds >= found.bound
+        assert found.seconds >= found.kernels_bound
+        assert 0.0 < found.mfu < 1.0
+        assert found.seconds > before
+        before = found.seconds
+
+
+def test_prompts_are_computed_in_whole() -> None:
+    assert long_prefill.chunks_of(20_000, 8192) == [(8192, 0), (8192, 8192), (3616, 16384)]
+    model = catalog.model("llama-3.1-8b-instruct")
+    step = long_prefill.prefill_step(model, long_prefill.chunks_of(20_000, 8192))
+    assert float(np.sum(step.prefill_pairs[0])) == 20_000 * 20_001 / 2
+    lengths = [found.tokens for found in long_prefill.predictions() if found.model == model.name]
+    assert lengths.count(1 << 20) == 3  # on each of the devices
+
+
+def test_the_fit_finds_coefficients_that_made_the_rows() -> None:
+    generator = np.random.Generator(np.random.PCG64(1))
+    start, true = np.array([1e-4, 100.0, 5e-3]), np.array([4e-4, 60.0, 7e-3])
+    slope = generator.uniform(0.5, 2.0, (60, 3)) / np.array([1e-3, 500.0, 1e-2]) * 1e-3
+    base = generator.uniform(0.01, 0.02, 60)
+    models = np.array(["a", "b", "c"] * 20)
+    linear = left_out.Linear(start, base, slope, base + slope @ (true - start), models)
+    assert left_out.fit(linear, models != "a") == pytest.approx(true, rel=1e-3)
+
+
+def test_plots_are_whole_and_the_same_every_time() -> None:
+    x = np.geomspace(1, 1e6, 1000)
+    series = [plots.Series("one", x, x * 1.05), plots.Series("two <&>", x[:3], np.array([2.0, np.nan, 5.0]))]
+    errors = [plots.Series("one", x, np.linspace(-5, 0.1, 1000))]
+    panels = [plots.scatter("scatter", "s", series), plots.residuals("residuals", "size", errors)]
+    text = plots.figure(panels, label="both")
+    assert text == plots.figure(panels, label="both")
+    root = ET.fromstring(text)  # noqa: S314 - written by ourselves
+    dots = [path.get("d").count("M") for path in root.iter("{http://www.w3.org/2000/svg}path")]
+    assert dots == [plots.MOST_POINTS, 2, plots.MOST_POINTS]
+    assert "of 1000 beyond ±200%" in text
+    assert "NaN" not in text
+    assert "nan" not in text
+
+
+def test_every_peer_has_a_source() -> None:
+    text = "\n".join(peers.render(None, None))
+    for who in ("BLIS trained-physics", "AIConfigurator", "LLMServingSim", "Vidur"):
+        assert who in text
+    content = peers.load_yaml(peers.FILE)
+    assert all(
+        entry["source"] and entry["checked"] in ("read", "claimed") for entry in content["runs"] + content["claims"]
+    )
