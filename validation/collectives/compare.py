@@ -36,12 +36,12 @@ class Compared:
 Group = tuple[str, str, int, str]
 
 
-def compare(rows: Iterable[Row]) -> dict[Group, list[Compared]]:
-    """Rows with predictions by (operation, node, nodes, backend), sorted."""
+def compare(rows: Iterable[Row], *, curves: bool = False) -> dict[Group, list[Compared]]:
+    """Rows with predictions by (operation, node, nodes, backend), sorted; `curves` as in `predict`."""
     groups: dict[Group, list[Compared]] = {}
     for row in rows:
         group = (row.operation, row.node, row.nodes, row.backend)
-        groups.setdefault(group, []).append(Compared(row, predict(row)))
+        groups.setdefault(group, []).append(Compared(row, predict(row, curves=curves)))
     return dict(sorted(groups.items()))
 
 

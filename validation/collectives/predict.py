@@ -35,9 +35,12 @@ class Prediction:
     bound: float
 
 
-def predict(row: Row) -> Prediction:
-    """The prediction for one row, with the coefficients as they are in `hardware/calibration/first-guess.yaml`."""
-    network, efficiency = _network(row.node, row.nodes), _efficiency(row.node)
+def predict(row: Row, *, curves: bool = False) -> Prediction:
+    """The prediction for one row, with the coefficients of `hardware/calibration/first-guess.yaml`.
+
+    `curves` adds those that were fitted to such rows: what perfsim predicts for a served model.
+    """
+    network, efficiency = _network(row.node, row.nodes), _efficiency(row.node, curves)
     allowed = ALLOWED.get(row.backend)
     if allowed is not None and row.work.kind in GATHERS:
         allowed = {"ring"}
@@ -56,7 +59,6 @@ def _network(node_name: str, nodes: int) -> Fabric:
 
 
 @cache
-def _efficiency(node_name: str) -> DeviceEfficiency:
-    """Without the curves of `hardware/calibration/operators`: `python -m validation.ops` shows what those miss."""
+def _efficiency(node_name: str, curves: bool) -> DeviceEfficiency:
     device = find_calibration(accelerator=catalog.node(node_name).accelerator.name, engine="vllm").device
-    return device.model_copy(update={"curves": OperatorCurves()})
+    return device if curves else device.model_copy(update={"curves": OperatorCurves()})

@@ -56,7 +56,7 @@ def _compare(
         found = list(reader([row]))
         reasons.append(None if found else _reason(row))
         for one in found:
-            said = 1e6 * predict(one).seconds
+            said = 1e6 * predict(one, curves=True).seconds
             pairs += [Pair(index, name, float(value), said) for name, value in values(row, one).items()]
         progress.step()
     return table, outcome_of(reasons, pairs)

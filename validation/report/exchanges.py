@@ -32,7 +32,7 @@ def run_slice(figures: Path) -> Results:
 
 
 def _results(rows: list[Row], figures: Path, name: str) -> Results:
-    groups = compare(rows)
+    groups = compare(rows, curves=True)
     operations = sorted({operation for operation, *_ in groups})
     panels = []
     for operation in operations:

@@ -150,7 +150,7 @@ def render(results: Results) -> Iterator[str]:
     rows = []
     for model, values in {"packaged": results["start"], **results["fits"]}.items():
         errors = results["models"].get(model, {})
-        cells_of = [f"{UNITS[name][0] * values[name]:.3g}" for name in names]
+        cells_of = [f"{UNITS[name][0] * values[name]:.1f}" for name in names]
         own = [errors.get(metric) for metric in ("tpot_derived_ms", "e2e_mean_ms", "ttft_mean_ms")]
         rows.append((model, *cells_of, *(percent(one["mape_mean"]) if one else "–" for one in own)))
     yield from table(("left out", *head, "TPOT mean error", "E2E", "TTFT"), rows)
