@@ -141,7 +141,7 @@ class Engine(EngineFront):
     def plan(self) -> Work | None:
         """Choose the next step, or run of equal steps, still without times; None when there is nothing to run."""
         lagging = self.in_flight and self.config.async_scheduling
-        if self.incoming or self.notices:
+        if self.incoming or self.notices or self.deadlines.heap:
             self._see(self.last_start if lagging else self.now)
         if self.offload is not None:
             self._see_tier(self.offload)
@@ -359,6 +359,18 @@ class Engine(EngineFront):
         self.batch.leave(request)
         if self.slots is not None:
             self.blocked = False
+
+    def leave(self, request: Request) -> float:
+        """Take a running request off the lists and sums; the time of its last token."""
+        del self.running[request]
+        if not request.decoding:
+            self.prefilling.remove(request)
+            return request.last_token
+        self.batch.leave(request)
+        if request not in self.late:
+            return self.now
+        self.late.remove(request)
+        return request.last_token
 
     def preempt(self, request: Request, tokens: int, unhashed: int) -> None:
         """Take a running request's blocks (slots for `tokens` tokens) and queue it again, unless it has just ended."""

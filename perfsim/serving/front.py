@@ -12,6 +12,7 @@ from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span
 from perfsim.serving.acceptance import Acceptance, mean_emission
 from perfsim.serving.adapters import AdapterSlots
+from perfsim.serving.deadlines import Deadlines
 from perfsim.serving.kv_cache import KVCache
 from perfsim.serving.offload import Offload
 from perfsim.serving.recorder import Recorder
@@ -56,6 +57,7 @@ class EngineConfig:
     lookahead: int = 0
     seed: int = 0
     tier: TierPlan | None = None
+    timeout: float = float("inf")  # seconds after which clients give up
 
     @property
     def mean_emission(self) -> float:
@@ -76,10 +78,12 @@ class EngineConfig:
 class EngineFront(ABC):
     """The part that both engines share; `submit` requests in order of time.
 
-    Hooks, all called with a request and the time: `on_finish` when its last token is out or it is rejected,
+    Hooks, all called with a request and the time: `on_finish` when its last token is out, it is rejected or given up,
     `on_handover` when a prefill-only engine has its first token, `on_reserve` when blocks are set aside for a prompt
     whose K/V come from elsewhere.
     """
+
+    running: Collection[Request]
 
     def __init__(
         self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[Span, ...] = (FULL,),
@@ -104,6 +108,7 @@ class EngineFront(ABC):
         self.loaded: WaitingQueue = PriorityQueue() if config.priority else FcfsQueue()  # theirs from the KV tier have
         self.abroad: dict[Request, None] = {}  # blocks set aside for K/V on their way in, or held on their way out
         self.withdrawn: dict[Request, None] = {}  # their K/V will never come, not yet seen
+        self.deadlines = Deadlines(self, config.timeout)
         self.work: Work | None = None  # the steps in flight; more than one can still be cut short
         self.now = float("inf")  # the next step boundary
         self.until = float("-inf")  # how far advance() may go; a hook may lower it
@@ -149,6 +154,7 @@ class EngineFront(ABC):
             return
         self.count(1, request.queued)
         self.incoming.append(request)
+        self.deadlines.add(request)
         self.wake(request.queued)
 
     def notify(self, request: Request, at: float) -> None:
@@ -175,6 +181,8 @@ class EngineFront(ABC):
             self.price(work)
             if self.offload is not None:
                 work.count = self.offload.steps(work, runs=True)
+            if self.deadlines.heap:
+                self.deadlines.stop(work)
             self.now = work.end()
 
     def drain(self) -> None:
@@ -249,6 +257,8 @@ class EngineFront(ABC):
             request = incoming.popleft()
             seen = seen or self.config.priority or not self.waiting or self.config.max_loras > 0
             self.waiting.push(request)
+        if self.deadlines.heap:
+            seen = self.deadlines.expire(cutoff) or seen
         while self.notices and self.notices[0][0] <= cutoff + TIME_EPS:
             _, request = self.notices.popleft()
             if request in self.withdrawn:
@@ -264,6 +274,10 @@ class EngineFront(ABC):
                 self.let_go(request)
                 seen = True
         return seen
+
+    def leave(self, request: Request) -> float:
+        """Take a running request off the engine's lists; the time of its last token."""
+        raise RuntimeError(f"{type(self).__name__} cannot drop a running request: the planner refuses timeouts for it")
 
     def set_aside(self, request: Request) -> bool:
         """Blocks for the head of the queue, a prompt whose K/V come from elsewhere; False when there are not enough.
@@ -336,7 +350,7 @@ class EngineFront(ABC):
             self.let_go(request)
         else:
             self.waiting.drop(request)
-        self._forget(request, request.last_token)
+        self.forget(request, request.last_token)
 
     def hand_over(self, request: Request) -> None:
         """A prefill-only engine has the first token: the request goes on elsewhere, its blocks wait to be fetched."""
@@ -355,17 +369,18 @@ class EngineFront(ABC):
         lost = []
         for request, last_token in running:
             lost.append(request)
-            self._forget(request, last_token)
+            self.forget(request, last_token)
         arriving = [request for request in self.abroad if request.remote]
         if self.offload is not None:
             arriving += self.offload.abandon()
         while self.waiting:
             lost.append(self.waiting.take())
-            self._forget(lost[-1], lost[-1].last_token)
+            self.forget(lost[-1], lost[-1].last_token)
         for request in (*self.ready, *arriving, *self.incoming):
             lost.append(request)
-            self._forget(request, request.last_token)
-        for queue in (self.ready, self.loaded, self.abroad, self.incoming, self.notices, self.withdrawn):
+            self.forget(request, request.last_token)
+        mine = (self.ready, self.loaded, self.abroad, self.incoming, self.notices, self.withdrawn, self.deadlines.heap)
+        for queue in mine:
             queue.clear()
         self.kv = KVCache(
             self.config.total_blocks, block_size=self.config.block_size, caching=self.config.prefix_caching
@@ -373,11 +388,13 @@ class EngineFront(ABC):
         self.now, self.in_flight = float("inf"), False
         return lost
 
-    def _forget(self, request: Request, last_token: float) -> None:
+    def forget(self, request: Request, last_token: float, *, again: bool = True) -> None:
+        """A request will not finish here, but may come `again` as if nobody had seen it."""
         self.count(-1, self.now)
         self.lost_tokens += request.computed
         self.lost_seconds += self.now - request.queued
         if request.emitted > 1:
             self.lost_gaps += request.emitted - 1
             self.lost_gap_seconds += last_token - request.first_token
-        request.reset()
+        if again:
+            request.reset()

@@ -227,6 +227,14 @@ class Offload:
             self.tier.touch(request)
         self._left.clear()
 
+    def holds(self, request: Request) -> bool:
+        """Whether the K/V of a request are on their way here, or have come and wait for a slot."""
+        return request in self.loading
+
+    def forget(self, request: Request) -> None:
+        """A request is given up: what found no room in the tier so far is not offered again."""
+        self._starved.pop(request, None)
+
     def leave(self, request: Request) -> None:
         """A request has finished, and the scheduler knows."""
         self._left.append(request)

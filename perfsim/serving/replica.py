@@ -44,6 +44,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         raise ValueError("the scenario is not resolved: load it, or fill in its policy")
     _check_speculation(scenario)
     _check_lora(scenario)
+    _check_timeout(scenario)
     speculative, lora = policy.speculative, policy.lora
     memory = memory_plan(
         model=scenario.model, accelerator=scenario.hardware.accelerator, parallel=scenario.parallel,
@@ -75,8 +76,29 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         acceptance=() if speculative is None else speculative.chances(),
         lookahead=0 if speculative is None else speculative.lookahead,
         seed=scenario.seed,
+        timeout=_timeout(scenario),
     )
     return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
+
+
+def _timeout(scenario: Scenario) -> float:
+    timeout = getattr(scenario.workload, "timeout", None)  # conversations have none
+    return float("inf") if timeout is None else float(timeout)
+
+
+def _check_timeout(scenario: Scenario) -> None:
+    """Raises InputError for what is not modelled together with clients that give up."""
+    if _timeout(scenario) == float("inf"):
+        return
+    policy, parallel = scenario.policy, scenario.parallel
+    beside = {
+        "pipeline stages (pp)": parallel.pp > 1, "data-parallel ranks (dp)": parallel.dp > 1,
+        "policy.speculative": policy.speculative is not None, "policy.lora": policy.lora is not None,
+        "prefill and decode replicas": scenario.deployment.disaggregated,
+    }  # fmt: skip
+    for name, used in beside.items():
+        if used:
+            raise InputError(f"workload.timeout: not modelled together with {name}; leave one of them out")
 
 
 def _check_lora(scenario: Scenario) -> None:

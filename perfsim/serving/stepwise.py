@@ -59,6 +59,12 @@ class StepwiseEngine(EngineFront):
                 request.decoding = True
         self.batch = []
 
+    def leave(self, request: Request) -> float:
+        """As `Engine.leave`."""
+        self.running.remove(request)
+        self.unknown.pop(request, None)
+        return request.last_token
+
     def _kept(self, request: Request, tokens: int) -> int:
         """How many of the `tokens` computed for a request stay: not rejected drafts, nor what is beyond its end."""
         if self.acceptance is None or not request.decoding:

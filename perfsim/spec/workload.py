@@ -18,7 +18,7 @@ from perfsim.spec.arrivals import (
     QuantisedArrivals,
     StagedArrivals,
 )
-from perfsim.spec.base import Spec
+from perfsim.spec.base import Seconds, Spec
 from perfsim.spec.distributions import (
     Duration,
     FixedLength,
@@ -38,6 +38,8 @@ __all__ = [
 ]  # fmt: skip
 
 Count = Annotated[int, Field(gt=0, le=10**9)]
+# A client that has waited so long for the last token of its answer goes away, and the engine drops its request.
+Timeout = Annotated[Seconds, Field(gt=0, le=1e9)] | None
 
 
 class SharedPrefix(Spec):
@@ -55,7 +57,7 @@ class TraceWorkload(Spec):
     says which one, from 0. The requests.parquet of a run is a trace as well, without what its prompts shared.
     `time_scale` stretches the arrival times (2: half the rate), `num_requests` keeps the first n. `arrivals` replaces
     the recorded times. `content_hash` (SHA-256 of the file) is filled in by the loader, so that the scenario hash
-    covers what is in the file.
+    covers what is in the file. Clients give up `timeout` after sending.
     """
 
     kind: Literal["trace"] = "trace"
@@ -64,6 +66,7 @@ class TraceWorkload(Spec):
     num_requests: Count | None = None
     arrivals: Arrivals | None = None
     benchmark: int | None = Field(default=None, ge=0)
+    timeout: Timeout = None
     content_hash: str | None = None
 
     @model_validator(mode="after")
@@ -76,7 +79,8 @@ class TraceWorkload(Spec):
 class SyntheticWorkload(Spec):
     """`num_requests` requests drawn from an arrival process and two length distributions.
 
-    `prompt` counts all prompt tokens, a shared prefix included (longer of the two wins).
+    `prompt` counts all prompt tokens, a shared prefix included (longer of the two wins). Clients give up `timeout`
+    after sending.
     """
 
     kind: Literal["synthetic"] = "synthetic"
@@ -85,6 +89,7 @@ class SyntheticWorkload(Spec):
     prompt: Length
     output: Length
     shared_prefix: SharedPrefix | None = None
+    timeout: Timeout = None
 
 
 class SessionsWorkload(Spec):
