@@ -156,11 +156,11 @@ def test_where_on_dictionaries_and_small_floats(tmp_path):
 @pytest.mark.parametrize(
     ("numbers", "plan"),
     [
-        ((8, 1, 8, 1), {"tp": 8, "dp": 1, "ep": 1, "gpus": 8}),
-        ((8, 1, 1, 8), {"tp": 8, "dp": 1, "ep": 8, "gpus": 8}),
-        ((64, 1, 8, 8), {"tp": 8, "dp": 1, "ep": 8, "gpus": 8}),
-        ((1, 64, 8, 8), {"tp": 1, "dp": 8, "ep": 8, "gpus": 8}),
-        ((4, 4, 1, 16), {"tp": 1, "dp": 4, "ep": 4, "gpus": 4}),
+        ((8, 1, 8, 1), {"tp": 8, "dp": 1, "ep": 1, "pp": 1, "gpus": 8}),
+        ((8, 1, 1, 8), {"tp": 8, "dp": 1, "ep": 8, "pp": 1, "gpus": 8}),
+        ((64, 1, 8, 8), {"tp": 8, "dp": 1, "ep": 8, "pp": 1, "gpus": 8}),
+        ((1, 64, 8, 8), {"tp": 1, "dp": 8, "ep": 8, "pp": 1, "gpus": 8}),
+        ((4, 4, 1, 16), {"tp": 1, "dp": 4, "ep": 4, "pp": 1, "gpus": 4}),
     ],
 )
 def test_exported_plans_count_gpus_once(numbers, plan):
@@ -177,6 +177,8 @@ def test_plans_that_do_not_fit_are_reasons():
         plans.parallel_plan(model=model, tp=8, attention_dp=1, moe_tp=2, moe_ep=2, inflated=False)
     with pytest.raises(InexpressibleError, match="tp counts all GPUs"):
         plans.check_size({"tp": 28, "dp": 1, "ep": 1, "gpus": 28}, accelerator="gb200-186gb", model=model)
+    with pytest.raises(InexpressibleError, match="network between nodes not published: more than 8"):
+        plans.check_size({"tp": 16, "dp": 1, "ep": 16, "gpus": 16}, accelerator="h200-141gb-sxm", model=model)
 
 
 def test_engine_versions():

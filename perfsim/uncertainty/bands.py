@@ -60,10 +60,7 @@ def with_bands(
     factors = relevant(known, result, scenario)
     if not factors:
         return _noted(result, "not quantified: the calibration says nothing about how far off it may be")
-    # Of all factors first: what was observed also had those that do not matter here.
-    everything, observed = covariance_of(scenario, known)
-    kept = [known.index(factor) for factor in factors]
-    covariance = everything[np.ix_(kept, kept)]
+    covariance, observed = _covariance(scenario, known, factors)
     short = shortened(scenario, result)
     base = result if short is scenario else rerun(short)
     if samples is None:
@@ -90,6 +87,28 @@ def with_bands(
             f"bands are those of the first requests (at most {MOST_REQUESTS:,}), laid over the whole run"
         )
     return replace(_noted(result, quantified), bands=bands, warnings=[*result.warnings, *notes])
+
+
+def spread_of_time(scenario: Scenario, result: Result) -> float:
+    """The standard deviation of the logarithm of the busy time, to first order and without a run; 0 without spreads.
+
+    All times of a closed loop follow it. Neglected: rates that cannot exceed the datasheet's.
+    """
+    known, _ = factors_of(scenario, reach_of(scenario, result))
+    factors = relevant(known, result, scenario)
+    covariance, _ = _covariance(scenario, known, factors)
+    share = shares(factors, result)
+    weight = np.array([share[factor.name] if factor.part != POWER else 0.0 for factor in factors])
+    return math.sqrt(max(0.0, float(weight @ covariance @ weight)))
+
+
+def _covariance(
+    scenario: Scenario, known: Sequence[Factor], factors: Sequence[Factor]
+) -> tuple[Matrix, tuple[str, ...]]:
+    """Covariance of `factors`, given what was observed, which also had those that do not matter here; its sources."""
+    everything, observed = covariance_of(scenario, known)
+    kept = [known.index(factor) for factor in factors]
+    return everything[np.ix_(kept, kept)], observed
 
 
 def _noted(result: Result, said: Any) -> Result:

@@ -14,11 +14,11 @@ from perfsim.spec.calibration import Calibration, DeviceEfficiency
 from perfsim.spec.uncertainty import KINDS, OperatorKind
 
 # What a coefficient is, by the name of its field without the kind of operator; all others are shapes and stay.
-TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds"))
+TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds", "wide", "kv_tile", "column"))
 RATES = frozenset(("bandwidth", "compute", "quantise_bandwidth"))
 KIND_OF_CURVES: dict[str, OperatorKind] = {
     "gemm": "gemm", "moe": "moe", "prefill": "prefill_attention", "decode": "decode_attention",
-    "collective": "collective",
+    "collective": "collective", "stream": "elementwise",
 }  # fmt: skip
 HOST_TIMES = ("step_host", "schedule_host", "sequence_host", "token_host", "ingress", "egress")
 

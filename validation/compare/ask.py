@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.errors import InfeasibleError, InputError
-from validation.compare import facts
+from validation.compare import facts, loops
 from validation.compare.bands import Bands, bands_of
 
 if TYPE_CHECKING:
@@ -28,25 +28,29 @@ if TYPE_CHECKING:
 WORKERS = 2
 _FOLDER = re.compile(r"/\S*/")  # of a temporary trace, whose name is another one in every run
 INLINE = 3  # fewer questions than this are not worth starting processes for
+BATCH, OVERHEAD = 4000, 500  # requests that one process is asked for at once
+Coefficients = tuple[tuple[str, float], ...]  # (field of EngineProfile, value)
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One scenario: the JSON of a scenario file's content, and the weight formats that replace the model's own.
 
-    `formats` are (key of ModelArch, format); `requests` asks for every request's times beside the summary.
+    `formats` are (key of ModelArch, format); `requests` asks for every request's times beside the summary. `sent` is
+    how many requests every client of a closed loop sent, where the scenario has fewer; 0 when it has all of them.
     """
 
     content: str
     formats: tuple[tuple[str, str], ...] = ()
     requests: bool = False
+    sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`metrics` of the result (`Result.metrics`), its bands, and the columns of its requests, in order of sending.
+    """`metrics` of the result (`Result.metrics`), its bands, and what was asked for besides: `timeline` and requests.
 
-    `refused` says why there is none.
+    The columns of `requests` are in order of sending. `refused` says why there is no answer.
     """
 
     metrics: dict[str, Any]
@@ -56,9 +60,11 @@ class Answer:
     refused: str | None = None
 
 
-def ask(content: Mapping[str, Any], *, formats: Mapping[str, str] | None = None, requests: bool = False) -> Ask:
+def ask(
+    content: Mapping[str, Any], *, formats: Mapping[str, str] | None = None, requests: bool = False, sent: int = 0
+) -> Ask:
     """A question about the scenario file `content`."""
-    return Ask(json.dumps(content, sort_keys=True), tuple(sorted((formats or {}).items())), requests)
+    return Ask(json.dumps(content, sort_keys=True), tuple(sorted((formats or {}).items())), requests, sent)
 
 
 def scenario_of(question: Ask) -> Scenario:
@@ -95,42 +101,126 @@ def _calibration(accelerator: str, engine: str) -> Any:
     return find_calibration(accelerator=accelerator, engine=engine)
 
 
-def answer(question: Ask) -> Answer:
-    """Simulate the scenario; a refusal of perfsim becomes a reason."""
-    from perfsim.run import simulate
+def answer(question: Ask, engine: Coefficients = (), *, bands: bool = True) -> Answer:
+    """Simulate the scenario; a refusal of perfsim becomes a reason.
+
+    `engine` replaces coefficients of the engine's profile; there are no bands then, whose sizes belong to the packaged
+    ones. An error of perfsim itself is a reason as well: it concerns one scenario, and a table has thousands.
+    """
+    from perfsim.serving.check import BookkeepingError
 
     try:
         scenario = scenario_of(question)
-        if not question.requests:
-            result = simulate(scenario)
-            return Answer(result.metrics, result.timeline, bands_of(scenario, result), {})
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "requests.parquet"
-            result = simulate(scenario, requests_path=path)
-            return Answer(result.metrics, result.timeline, bands_of(scenario, result), _requests(path))
+        if engine:
+            scenario = _with_engine(scenario, engine)
+        return _simulated(question, scenario, bands=bands and not engine)
     except InfeasibleError as error:
-        return Answer({}, {}, Bands({}), {}, refused=f"infeasible: {error.binding}")
+        return _refused(f"infeasible: {error.binding}")
     except InputError as error:
-        return Answer({}, {}, Bands({}), {}, refused=f"not modelled: {_FOLDER.sub('', str(error))}")
+        return _refused(f"not modelled: {_FOLDER.sub('', str(error))}")
+    except (BookkeepingError, ArithmeticError, LookupError, ValueError) as error:
+        print(f"{type(error).__name__}: {error} in {question.content}", file=sys.stderr, flush=True)
+        return _refused(f"perfsim failed: {type(error).__name__}")
 
 
-def answers(questions: Sequence[Ask], *, workers: int = WORKERS) -> dict[Ask, Answer]:
-    """All answers; equal questions are asked once. Progress goes to stderr."""
+def _refused(reason: str) -> Answer:
+    return Answer({}, {}, Bands({}), {}, refused=reason)
+
+
+def _simulated(question: Ask, scenario: Scenario, *, bands: bool) -> Answer:
+    from perfsim.run import simulate
+
+    if not question.requests and not question.sent:
+        result = simulate(scenario)
+        if not result.metrics["counts"]["completed"]:
+            return _nothing_fits(result.metrics)
+        return Answer(result.metrics, {}, bands_of(scenario, result) if bands else Bands({}), {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "requests.parquet"
+        result = simulate(scenario, requests_path=path)
+        requests = _requests(path)
+    if not len(requests["request_index"]):
+        return _nothing_fits(result.metrics)
+    found = bands_of(scenario, result) if bands else Bands({})
+    if question.requests:
+        return Answer(result.metrics, result.timeline, found, requests)
+    clients, simulated = _loop(scenario)
+    weight = loops.weights(
+        requests["request_index"].astype(int), clients=clients, simulated=simulated, measured=question.sent
+    )
+    return Answer(loops.metrics_of(requests, weight, clients=clients), {}, found, {})
+
+
+def _nothing_fits(metrics: Mapping[str, Any]) -> Answer:
+    return _refused(f"infeasible: no request fits ({', '.join(sorted(metrics['rejected_for']))})")
+
+
+def _loop(scenario: Scenario) -> tuple[int, int]:
+    """(clients, requests of each) of a closed loop."""
+    from perfsim.spec.workload import ClosedLoop, SyntheticWorkload
+
+    workload = scenario.workload
+    if not isinstance(workload, SyntheticWorkload) or not isinstance(workload.arrivals, ClosedLoop):
+        raise InputError("requests per client: the scenario is no closed loop")
+    return workload.arrivals.concurrency, workload.num_requests // workload.arrivals.concurrency
+
+
+def _with_engine(scenario: Scenario, engine: Coefficients) -> Scenario:
+    """The scenario with other coefficients of the engine, in every group of replicas."""
+
+    def changed(calibration: Any) -> Any:
+        return calibration.model_copy(update={"engine": calibration.engine.model_copy(update=dict(engine))})
+
+    deployment = scenario.deployment
+    if deployment is not None:
+        groups = tuple(group if group.calibration is None else
+                       group.model_copy(update={"calibration": changed(group.calibration)})
+                       for group in deployment.groups)  # fmt: skip
+        deployment = deployment.model_copy(update={"groups": groups})
+    return scenario.model_copy(update={"calibration": changed(scenario.calibration), "deployment": deployment})
+
+
+def answers(
+    questions: Sequence[Ask], *, workers: int = WORKERS, engine: Coefficients = (), bands: bool = True
+) -> dict[Ask, Answer]:  # fmt: skip
+    """All answers, as `answer`; equal questions are asked once. Progress goes to stderr."""
     distinct = list(dict.fromkeys(questions))
     progress = Progress(len(distinct))
+    found = {}
     if len(distinct) < INLINE or workers < 2:
-        found = {}
         for question in distinct:
-            found[question] = answer(question)
+            found[question] = answer(question, engine, bands=bands)
             progress.step()
         return found
-    found = {}
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(answer, question): question for question in distinct}
+        waiting = {pool.submit(_batch, batch, engine, bands=bands): batch for batch in _batches(distinct)}
         for done in as_completed(waiting):
-            found[waiting[done]] = done.result()
-            progress.step()
+            found |= zip(waiting[done], done.result(), strict=True)
+            progress.step(len(waiting[done]))
     return {question: found[question] for question in distinct}
+
+
+def _batch(questions: Sequence[Ask], engine: Coefficients, *, bands: bool) -> list[Answer]:
+    return [answer(question, engine, bands=bands) for question in questions]
+
+
+def _batches(questions: Sequence[Ask]) -> list[list[Ask]]:
+    """Long ones first and alone, so that no process waits for the other at the end; short ones together."""
+    batches: list[list[Ask]] = []
+    room = 0
+    for requests, question in sorted(((_length(question), question) for question in questions),
+                                     key=lambda pair: -pair[0]):  # fmt: skip
+        if room < requests:
+            batches.append([])
+            room = BATCH
+        batches[-1].append(question)
+        room -= requests
+    return batches
+
+
+def _length(question: Ask) -> int:
+    """How long a question takes, roughly: its requests; what compiling takes counts as some more."""
+    return OVERHEAD + int(json.loads(question.content)["workload"].get("num_requests", BATCH))
 
 
 class Progress:

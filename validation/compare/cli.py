@@ -1,6 +1,6 @@
 """The command line of the comparison.
 
-    python -m validation.compare --table FILE.parquet [--where COLUMN=VALUE]... [--format json]
+    python -m validation.compare --table FILE.parquet [--where COLUMN=VALUE]... [--format json] [--no-bands]
 
 The kind of table is read off its columns, so that other tables with the same columns work. Shares are fractions, not
 percent: with e = predicted / measured - 1, `mape_mean`, `mape_median` and `mape_p90` are statistics of |e| and `bias`
@@ -13,8 +13,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from perfsim.errors import PerfsimError
 from validation.compare.kinds import kind_of
@@ -22,25 +23,34 @@ from validation.compare.outcome import report
 from validation.compare.table import read_table, where
 
 
-def compare(path: Path, conditions: Sequence[str] = ()) -> dict[str, Any]:
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line, like all bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def compare(path: Path, conditions: Sequence[str] = (), *, bands: bool = True) -> dict[str, Any]:
     """The comparison of the table at `path`, restricted to rows that meet all COLUMN=VALUE conditions."""
-    table = where(read_table(path), conditions)
+    table = replace(where(read_table(path), conditions), bands=bands)
     kept, outcome = kind_of(table).compare(table)
     return report(kept, outcome, name=path.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m validation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(
+        prog="python -m validation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("--table", type=Path, required=True, metavar="FILE.parquet", help="the measured table")
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
                         help="keep rows whose column has this value ('null': none); may be repeated")  # fmt: skip
     parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--no-bands", action="store_true", help="predictions only, which is quicker")
     options = parser.parse_args(arguments)
     try:
-        found = compare(options.table, options.where)
+        found = compare(options.table, options.where, bands=not options.no_bands)
     except PerfsimError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -59,38 +59,42 @@ def question_of(row: Row) -> Ask:
     if label is None:
         raise InexpressibleError(f"precision '{row['precision']}' not known")
     version = _version(row.get("image"))
+    workload, sent = plans.closed_loop(spread=True, **_load(row))
     plan = _plan(row, "decode", accelerator, model)
     content: dict[str, Any] = {
         "model": model, "hardware": accelerator, "engine": engine,
         "policy": plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=plan),
-        "workload": plans.closed_loop(
-            isl=int(row["isl"]), osl=int(row["osl"]), clients=int(row["conc"]), spread=True
-        ),
+        "workload": workload,
     }  # fmt: skip
     if row["disagg"]:
         groups = []
         for role in ("prefill", "decode"):
-            workers = row.get(f"{role}_num_workers")
-            if not workers:
-                raise InexpressibleError("plan not published: number of workers")
+            workers = plans.count(row, f"{role}_num_workers", reason="plan not published: number of workers")
             own = _plan(row, role, accelerator, model)
+            if row.get(f"num_{role}_gpu") not in (None, workers * own["gpus"]):
+                raise InexpressibleError("plan not published: workers and their GPUs do not add up")
             policy = plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=own)
-            groups.append(group(role, int(workers), own, policy))
+            groups.append(group(role, workers, own, policy))
         content["deployment"] = {"groups": groups, "router": {"kind": "least_loaded"}}
     else:
         content |= plans.keys_of(plan, model)
-    return ask(content, formats=plans.weight_formats(model, gemm=label, moe=label))
+    return ask(content, formats=plans.weight_formats(model, gemm=label, moe=label), sent=sent)
+
+
+def _load(row: Row) -> dict[str, int]:
+    return {
+        "clients": plans.count(row, "conc", reason="load not published: no concurrency"),
+        **{name: plans.count(row, name, reason="load not published: no lengths") for name in ("isl", "osl")},
+    }
 
 
 def _plan(row: Row, role: str, accelerator: str, model: str) -> plans.Plan:
     """TP counts the GPUs of a worker; with data-parallel attention each of them is a rank."""
-    gpus, ep = int(row[f"{role}_tp"] or 0), int(row[f"{role}_ep"] or 1)
-    if not gpus:
-        raise InexpressibleError("plan not published")
+    gpus, ep = plans.count(row, f"{role}_tp", reason="plan not published"), int(row[f"{role}_ep"] or 1)
     if ep not in (1, gpus):
         raise InexpressibleError("plan not published: attention and experts are on different numbers of GPUs")
     ranks = gpus if row[f"{role}_dp_attention"] else 1
-    plan = {"tp": gpus // ranks, "dp": ranks, "ep": ep, "gpus": gpus}
+    plan = {"tp": gpus // ranks, "dp": ranks, "ep": ep, "pp": 1, "gpus": gpus}
     plans.check_size(plan, accelerator=accelerator, model=model)
     return plan
 
@@ -103,16 +107,20 @@ def _version(image: str | None) -> str | None:
 def position_question(row: Row) -> Ask:
     """As `question_of`, for runs whose plan is one of tp8, tep8 (experts spread) and dep8 (data-parallel attention)."""
     layouts = {"tp": (False, False), "tep": (True, False), "dep": (True, True)}
-    kind, gpus = str(row["parallel"]).rstrip("0123456789"), "".join(filter(str.isdigit, str(row["parallel"])))
-    if kind not in layouts or not gpus:
-        raise InexpressibleError(f"plan '{row['parallel']}' not known")
+    name = str(row["parallel"])
+    kind, gpus = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")):]  # fmt: skip
+    if kind not in layouts or not int(gpus or 0):
+        raise InexpressibleError(f"plan '{name[:40]}' not known")
     client = facts.facts("clients")["token_position"]
     engine, model, accelerator = plans.engine(row["framework"]), facts.model(row["model"]), client["device"]
     spread, ranks = layouts[kind]
     count = int(gpus)
-    plan = {"tp": 1 if ranks else count, "dp": count if ranks else 1, "ep": count if spread else 1, "gpus": count}
-    workload = plans.closed_loop(isl=int(row["isl"]), osl=int(row["osl"]), clients=int(row["conc"]), spread=False)
-    workload["num_requests"] = int(row["num_prompts"])
+    spread = spread and plans.has_experts(model)
+    plan = {"tp": 1 if ranks else count, "dp": count if ranks else 1, "ep": count if spread else 1, "pp": 1,
+            "gpus": count}  # fmt: skip
+    plans.check_size(plan, accelerator=accelerator, model=model)
+    workload, _ = plans.closed_loop(spread=False, **_load(row))
+    workload["num_requests"] = plans.count(row, "num_prompts", reason="load not published: no number of prompts")
     content: dict[str, Any] = {
         "model": model, "hardware": accelerator, "engine": engine,
         "policy": plans.engine_policy(

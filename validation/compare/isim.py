@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ Row = Mapping[str, Any]
 Solve = Callable[[Sequence[Ask]], dict[Ask, Answer]]
 
 
-def compare_stages(table: Table, *, solve: Solve = answers) -> tuple[Table, Outcome]:
+def compare_stages(table: Table, *, solve: Solve | None = None) -> tuple[Table, Outcome]:
     """Rows of whole runs (`stage_index` -1) and of their stages; a repeated run counts once.
 
     `solve` answers the questions: other coefficients than the packaged ones give other answers.
@@ -39,6 +40,7 @@ def compare_stages(table: Table, *, solve: Solve = answers) -> tuple[Table, Outc
     table = _once(table)
     rows = table.rows()
     questions, reasons = _questions(rows)
+    solve = solve or partial(answers, bands=table.bands)
     found = solve([question for question in questions if question is not None])
     pairs: list[Pair] = []
     for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
@@ -70,7 +72,7 @@ def compare_requests(table: Table) -> tuple[Table, Outcome]:
             for index in members:
                 reasons[index] = str(missing)
     return table, run_statistics(
-        table, runs, questions, reasons, group_by=("experiment",),
+        table, runs, questions, reasons,
         measured=_measured_requests, predicted=("ttft_s", "tpot_s", "e2e_s"),
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ def compare_requests(table: Table) -> tuple[Table, Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         runs, questions = _questions(table, Path(folder), reasons)
         outcome = run_statistics(
-            table, runs, questions, reasons, group_by=DEPLOYMENT,
+            table, runs, questions, reasons,
             measured=lambda rows: {name: rows.numbers(name) for name in ("ttft_s", "tpot_s", "e2e_s")},
             predicted=("engine_ttft_s", "tpot_s", "engine_e2e_s"),
         )  # fmt: skip
@@ -51,7 +51,7 @@ def compare_series(table: Table) -> tuple[Table, Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         _, questions = _questions(load, Path(folder), [None] * len(load))
         by_engine = {(run[0], run[1]): question for run, question in questions.items()}
-        found = answers(list(by_engine.values()))
+        found = answers(list(by_engine.values()), bands=False)
     for run, members in runs_of(table, ("hardware", "model")).items():
         question = by_engine.get(run)
         refused = "load of this run not published" if question is None else found[question].refused
@@ -60,7 +60,7 @@ def compare_series(table: Table) -> tuple[Table, Outcome]:
                 reasons[index] = refused
             continue
         pairs += _series(table, members, found[question])
-    return table, outcome_of(reasons, pairs, group_by=("hardware", "model"))
+    return table, outcome_of(reasons, pairs)
 
 
 def _questions(table: Table, folder: Path, reasons: list[str | None]) -> tuple[Runs, dict[tuple[Any, ...], Ask]]:

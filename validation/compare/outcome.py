@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.compare.table import Table
+from validation.compare.table import Table, plain
 
 Floats = NDArray[np.float64]
 MOST_VALUES = 50  # of a column that makes groups
@@ -47,7 +47,8 @@ class Values:
     @property
     def usable(self) -> NDArray[np.bool_]:
         """Where a relative error exists."""
-        return np.isfinite(self.measured) & np.isfinite(self.predicted) & (self.measured > 0)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return np.isfinite(self.predicted / self.measured) & np.isfinite(self.measured) & (self.measured > 0)
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ def summary(values: Values) -> dict[str, Any]:
     """
     error = values.predicted / values.measured - 1.0
     size = np.abs(error)
-    banded = np.isfinite(values.low) & np.isfinite(values.high)
+    banded = np.isfinite(values.low) & np.isfinite(values.high) & (values.predicted > 0)
     inside = (values.measured >= values.low) & (values.measured <= values.high)
     width = (values.high - values.low)[banded] / values.predicted[banded]
     return {
@@ -126,8 +127,8 @@ def _groups(table: Table, values: dict[str, Values], allowed: tuple[str, ...] | 
     for column in table.names:
         if column != "metric" and allowed is not None and column not in allowed:
             continue
-        coded = _codes(table, column)
-        if coded is None or (column != "metric" and len(coded[0]) > MOST_VALUES):
+        coded = codes_of(table, column, most=None if column == "metric" else MOST_VALUES)
+        if coded is None:
             continue
         labels, codes = coded
         found: dict[str, Any] = {}
@@ -142,26 +143,25 @@ def _groups(table: Table, values: dict[str, Values], allowed: tuple[str, ...] | 
     return groups
 
 
-def _codes(table: Table, column: str) -> tuple[list[str], NDArray[np.intp]] | None:
-    """(texts of the distinct values, code of every row); None for a column that holds lists."""
+def codes_of(table: Table, column: str, *, most: int | None = None) -> tuple[list[str], NDArray[np.intp]] | None:
+    """(texts of the distinct values, code of every row); None for lists, and for more than `most` values."""
     import pyarrow as pa
 
-    data = table.data[column]
-    if pa.types.is_nested(data.type):
+    if pa.types.is_nested(table.data[column].type):
         return None
-    if not pa.types.is_dictionary(data.type):
-        data = data.dictionary_encode()
-    data = data.unify_dictionaries().combine_chunks()
-    if isinstance(data, pa.ChunkedArray):
-        if not data.num_chunks:
+    encoded = plain(table.data[column]).dictionary_encode().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        if not encoded.num_chunks:
             return None
-        data = data.chunk(0)
-    labels = [value_text(value) for value in data.dictionary.to_pylist()]
-    codes = np.asarray(data.indices.fill_null(len(labels)).cast("int64").to_numpy(zero_copy_only=False))
-    used = np.unique(codes)
-    renumbered = np.searchsorted(used, codes)
-    names = [*labels, "null"]
-    return [names[code] for code in used.tolist()], renumbered.astype(np.intp)
+        encoded = encoded.chunk(0)
+    if most is not None and len(encoded.dictionary) > most:
+        return None
+    labels = [value_text(value) for value in encoded.dictionary.to_pylist()]
+    codes = np.asarray(encoded.indices.cast("int64").fill_null(len(labels)).to_numpy(zero_copy_only=False))
+    # Values of one text, as 1 and 1.0 are, are one group.
+    distinct = sorted({*labels, "null"})
+    place = np.array([distinct.index(label) for label in [*labels, "null"]], dtype=np.intp)
+    return distinct, place[codes]
 
 
 def value_text(value: Any) -> str:

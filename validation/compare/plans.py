@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from perfsim.spec import sglang_defaults, trtllm_defaults
@@ -10,7 +11,8 @@ from validation.compare import facts
 from validation.compare.facts import InexpressibleError
 
 Plan = dict[str, int]
-MOST_REQUESTS = 2000
+# Closed loops: prefills of this many tokens, so many of them and so few requests per client are simulated.
+PREFILL, MOST_PREFILLS, FEWEST = 8192, 10_000, 3
 ENGINES = {
     "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "trt": "trtllm",
     "dynamo-sglang": "sglang", "dynamo-trt": "trtllm", "dynamo-trtllm": "trtllm", "dynamo-vllm": "vllm",
@@ -26,44 +28,66 @@ def engine(name: str | None) -> str:
     return ENGINES[name]
 
 
+def count(row: Mapping[str, Any], column: str, *, reason: str | None = None, least: int = 1) -> int:
+    """The whole number in a column; InexpressibleError (`reason`) where there is none of at least `least`."""
+    value = row.get(column)
+    try:
+        number = None if value is None else int(value)
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or number < least:
+        raise InexpressibleError(reason or f"no value of {column} published")
+    return number
+
+
 def has_experts(model: str) -> bool:
     """Whether the model is a mixture of experts."""
     return any(group.mlp is not None and group.mlp.kind == "moe" for group in facts.arch(model).layers)
 
 
-def parallel_plan(*, model: str, tp: int, attention_dp: int, moe_tp: int, moe_ep: int, inflated: bool) -> Plan:
-    """The plan that these sizes describe, {"tp", "dp", "ep", "gpus"}.
+def parallel_plan(
+    *, model: str, tp: int, attention_dp: int, moe_tp: int, moe_ep: int, inflated: bool, pp: int = 1
+) -> Plan:  # fmt: skip
+    """The plan that these sizes describe, {"tp", "dp", "ep", "pp", "gpus"}.
 
     `inflated`: InferenceX's exports multiply GPU counts by the expert parallelism when there is one, so that 8 GPUs
     with ep 8 appear as 64, and fill whichever of `tp` and `attention_dp` is in use. Raises InexpressibleError where no
     plan fits the numbers.
     """
+    ranks = max(1, attention_dp)
     if not has_experts(model):
-        return {"tp": tp, "dp": max(1, attention_dp), "ep": 1, "gpus": tp * max(1, attention_dp)}
-    stated = tp * attention_dp
+        return {"tp": tp, "dp": ranks, "ep": 1, "pp": pp, "gpus": tp * ranks * pp}
+    if pp > 1 and ranks > 1:
+        raise InexpressibleError("pipeline stages with data-parallel ranks are not modelled")
+    stated = tp * ranks
     gpus = moe_tp * moe_ep
     if inflated and moe_ep > 1:
         if moe_tp == moe_ep and stated == gpus:
             gpus = moe_ep
-            tp, attention_dp = (gpus, 1) if attention_dp == 1 else (1, gpus)
-        elif moe_tp == 1 and attention_dp == tp > 1 and moe_ep == stated:
+            tp, ranks = (gpus, 1) if ranks == 1 else (1, gpus)
+        elif moe_tp == 1 and ranks == tp > 1 and moe_ep == stated:
             gpus = tp
-            tp, attention_dp = 1, gpus
+            tp, ranks = 1, gpus
         moe_tp, moe_ep = (1, gpus) if gpus != moe_tp * moe_ep else (moe_tp, moe_ep)
-        stated = tp * attention_dp
+        stated = tp * ranks
     if stated != gpus:
         raise InexpressibleError("plan not published: attention and experts are on different numbers of GPUs")
     if moe_tp > 1 and moe_ep > 1:
         raise InexpressibleError("experts sharded and spread at once are not modelled")
-    return {"tp": tp, "dp": attention_dp, "ep": moe_ep if moe_ep > 1 else 1, "gpus": gpus}
+    return {"tp": tp, "dp": ranks, "ep": moe_ep if moe_ep > 1 else 1, "pp": pp, "gpus": gpus * pp}
 
 
 def check_size(plan: Plan, *, accelerator: str, model: str) -> None:
-    """InexpressibleError where the stated TP cannot be one: it is the number of all GPUs of the service."""
+    """InexpressibleError where the stated TP cannot be one, as it is the number of all GPUs of the service.
+
+    Also where the plan needs more than one node: no table says what connects them.
+    """
     _, count = facts.node_of(accelerator)
     heads = min((_heads(group) for group in facts.arch(model).layers if group.attention is not None), default=1)
-    if heads % plan["tp"] or plan["gpus"] > count or (plan["tp"] > 8 and plan["ep"] == 1):
+    if heads % plan["tp"] or (plan["tp"] > 8 and plan["ep"] == 1):
         raise InexpressibleError("plan not published: tp counts all GPUs of the service")
+    if plan["gpus"] > count:
+        raise InexpressibleError(f"network between nodes not published: more than {count} GPUs of {accelerator}")
 
 
 def _heads(group: Any) -> int:
@@ -73,9 +97,9 @@ def _heads(group: Any) -> int:
 def keys_of(plan: Plan, model: str) -> dict[str, Any]:
     """`parallel`, and `deployment` for the ranks of a dense model, which share nothing."""
     if has_experts(model) or plan["dp"] == 1:
-        return {"parallel": {"tp": plan["tp"], "dp": plan["dp"], "ep": plan["ep"]}}
+        return {"parallel": {name: plan[name] for name in ("tp", "dp", "ep", "pp")}}
     ranks = {"groups": [{"name": "rank", "count": plan["dp"]}], "router": {"kind": "least_loaded"}}
-    return {"parallel": {"tp": plan["tp"]}, "deployment": ranks}
+    return {"parallel": {"tp": plan["tp"], "pp": plan["pp"]}, "deployment": ranks}
 
 
 def engine_policy(name: str, *, version: str | None, accelerator: str, model: str, plan: Plan) -> dict[str, Any]:
@@ -101,22 +125,26 @@ def engine_policy(name: str, *, version: str | None, accelerator: str, model: st
     return policy
 
 
-def closed_loop(*, isl: int, osl: int, clients: int, spread: bool) -> dict[str, Any]:
-    """A closed loop of `clients`, ten requests each; `spread`: InferenceX's lengths, uniform in 0.8-1.0 of nominal.
+def closed_loop(*, isl: int, osl: int, clients: int, spread: bool) -> tuple[dict[str, Any], int]:
+    """(workload, requests per client) of a closed loop; `spread`: InferenceX's lengths, uniform in 0.8-1.0 of nominal.
 
-    Above 2,000 requests there are fewer per client, but at least two, so that a whole table takes minutes.
+    A long loop has fewer requests per client, three at least (see `loops`), so that a whole table takes minutes.
     """
     client = facts.facts("clients")["inferencex"]
     shortest = client["shortest"] if spread else 1.0
+    if min(isl, osl, clients) < 1:
+        raise InexpressibleError("load not published: lengths and clients are at least one")
 
     def length(tokens: int) -> dict[str, Any]:
         low = math.ceil(shortest * tokens)
         return {"kind": "fixed", "tokens": tokens} if low == tokens else {"kind": "uniform", "low": low, "high": tokens}
 
-    count = min(client["prompts_per_client"] * clients, max(2 * clients, MOST_REQUESTS))
-    return {"kind": "synthetic", "num_requests": count,
+    sent = int(client["prompts_per_client"])
+    prefills = clients * (1 + isl // PREFILL)  # of every client's first prompt, in steps of some thousand tokens
+    simulated = min(sent, max(FEWEST, MOST_PREFILLS // prefills))
+    return {"kind": "synthetic", "num_requests": simulated * clients,
             "arrivals": {"kind": "closed", "concurrency": clients}, "prompt": length(isl),
-            "output": length(osl)}  # fmt: skip
+            "output": length(osl)}, sent  # fmt: skip
 
 
 def weight_formats(model: str, *, gemm: str | None, moe: str | None) -> dict[str, str]:

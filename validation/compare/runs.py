@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validation.compare.ask import Ask, answers
-from validation.compare.outcome import Outcome, Pair, outcome_of
+from validation.compare.outcome import MOST_VALUES, Outcome, Pair, codes_of, outcome_of
 from validation.compare.table import Table
 
 Columns = dict[str, NDArray[np.float64]]
@@ -32,11 +32,14 @@ def runs_of(table: Table, keys: Sequence[str]) -> Runs:
 
 def run_statistics(
     table: Table, runs: Runs, questions: Mapping[tuple[Any, ...], Ask], reasons: list[str | None], *,
-    group_by: tuple[str, ...], measured: Callable[[Table], Columns], predicted: Sequence[str],
+    measured: Callable[[Table], Columns], predicted: Sequence[str],
     names: Sequence[str] = ("ttft_s", "tpot_s", "e2e_s"),
 ) -> Outcome:  # fmt: skip
-    """Pairs `NAME:STATISTIC` of every run that has a question; `predicted` are the request columns to compare with."""
-    found = answers(list(questions.values()))
+    """Pairs `NAME:STATISTIC` of every run that has a question; `predicted` are the request columns to compare with.
+
+    Groups are made of columns that have one value in each run: others say nothing about a run.
+    """
+    found = answers(list(questions.values()), bands=table.bands)
     columns = measured(table)
     pairs: list[Pair] = []
     for run, question in questions.items():
@@ -55,4 +58,16 @@ def run_statistics(
                 value = of(said)
                 low, high = answer.bands.around(value, f"{source.removesuffix('_s')}.{statistic}")
                 pairs.append(Pair(int(members[0]), f"{name}:{statistic}", of(real), value, low, high))
-    return outcome_of(reasons, pairs, group_by=group_by)
+    return outcome_of(reasons, pairs, group_by=_of_whole_runs(table, runs))
+
+
+def _of_whole_runs(table: Table, runs: Runs) -> tuple[str, ...]:
+    first = np.zeros(len(table), dtype=np.intp)
+    for members in runs.values():
+        first[members] = members[0]
+    columns = []
+    for name in table.names:
+        coded = codes_of(table, name, most=MOST_VALUES)
+        if coded is not None and (coded[1] == coded[1][first]).all():
+            columns.append(name)
+    return tuple(columns)

@@ -14,6 +14,8 @@ from validation.compare.table import Table
 COLUMNS = frozenset({"backend", "model_path", "system", "mode", "isl", "osl", "tp_size", "concurrency",
                      "silicon_ttft_ms", "silicon_tpot_ms"})  # fmt: skip
 TRUSTED_SPREAD = 2.0  # beyond it, runs of one published configuration differ in a setting that was not published
+# The sides of a deployment, by `mode`; the columns of a side that is not split have no prefix.
+MODES = {"agg": ("",), "disagg": ("prefill", "decode")}
 METRICS = {"silicon_ttft_ms": "ttft", "silicon_tpot_ms": "tpot"}
 Row = Mapping[str, Any]
 
@@ -26,17 +28,19 @@ def compare(table: Table) -> tuple[Table, Outcome]:
 def compare_rows(
     table: Table, make: Callable[[Row], Ask], pairs_of: Callable[[int, Row, Answer], list[Pair]]
 ) -> tuple[Table, Outcome]:
-    """A question `make(row)` for every row, and the pairs that its answer gives."""
+    """A question `make(row)` for every row, and the pairs that its answer gives; a row without any has a reason."""
     rows = table.rows()
     reasons, questions = questions_of(rows, make)
-    found = answers([question for question in questions if question is not None])
+    found = answers([question for question in questions if question is not None], bands=table.bands)
     pairs: list[Pair] = []
     for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
         if question is None:
             continue
         reasons[index] = found[question].refused
         if reasons[index] is None:
-            pairs += pairs_of(index, row, found[question])
+            own = pairs_of(index, row, found[question])
+            reasons[index] = None if own else "no measured value"
+            pairs += own
     return table, outcome_of(reasons, pairs)
 
 
@@ -75,35 +79,32 @@ def question_of(row: Row) -> Ask:
         raise InexpressibleError("exact duplicate of another row")
     if (row.get("same_config_tpot_spread") or 1.0) > TRUSTED_SPREAD:
         raise InexpressibleError("a setting was not published: equal configurations differ by more than a factor of 2")
-    if not row["concurrency"]:
-        raise InexpressibleError("load not published: no concurrency")
+    clients = plans.count(row, "concurrency", reason="load not published: no concurrency")
+    isl, osl = (plans.count(row, name, reason="load not published: no lengths") for name in ("isl", "osl"))
     engine = plans.engine(row["backend"])
+    facts.check_drafts(row, engine=engine)
     model, accelerator = facts.model(row["model_path"]), facts.device(row["system"])
     exported = str(row.get("origin") or "").startswith("inferencex")
-    if row["mode"] == "agg":
-        sides = {"both": _plan(row, "", model, accelerator, inflated=exported)}
-    else:
-        sides = {role: _plan(row, f"{role}_", model, accelerator, inflated=exported) for role in ("prefill", "decode")}
-    if any((row.get(f"{prefix}pp_size") or 1) > 1 for prefix in ("", "prefill_", "decode_")):
-        raise InexpressibleError("pipeline stages of a measured run are not expressed yet")
+    if row["mode"] not in MODES:
+        raise InexpressibleError("mode not published" if row["mode"] is None else f"mode '{row['mode']}' not known")
+    sides = {role: _plan(row, f"{role}_" if role else "", model, accelerator, inflated=exported)
+             for role in MODES[row["mode"]]}  # fmt: skip
     first = next(iter(sides.values()))
+    workload, sent = plans.closed_loop(isl=isl, osl=osl, clients=clients, spread=exported)
     content: dict[str, Any] = {
         "model": model, "hardware": accelerator, "engine": engine,
-        "policy": _policy(engine, row, accelerator, model, first),
-        "workload": plans.closed_loop(
-            isl=int(row["isl"]), osl=int(row["osl"]), clients=int(row["concurrency"]), spread=exported
-        ),
+        "policy": _policy(engine, row, accelerator, model, first), "workload": workload,
         **(plans.keys_of(first, model) if row["mode"] == "agg" else _disaggregated(row, sides, engine, accelerator,
                                                                                    model)),
     }  # fmt: skip
-    return ask(content, formats=plans.weight_formats(model, gemm=row["gemm_quant_mode"], moe=row["moe_quant_mode"]))
+    formats = plans.weight_formats(model, gemm=row.get("gemm_quant_mode"), moe=row.get("moe_quant_mode"))
+    return ask(content, formats=formats, sent=sent)
 
 
 def _plan(row: Row, prefix: str, model: str, accelerator: str, *, inflated: bool) -> plans.Plan:
-    if row.get(f"{prefix}tp_size") is None:
-        raise InexpressibleError("plan not published")
     plan = plans.parallel_plan(
-        model=model, tp=int(row[f"{prefix}tp_size"]), attention_dp=int(row.get(f"{prefix}attention_dp_size") or 1),
+        model=model, tp=plans.count(row, f"{prefix}tp_size", reason="plan not published"),
+        attention_dp=int(row.get(f"{prefix}attention_dp_size") or 1), pp=int(row.get(f"{prefix}pp_size") or 1),
         moe_tp=int(row.get(f"{prefix}moe_tp_size") or 1), moe_ep=int(row.get(f"{prefix}moe_ep_size") or 1),
         inflated=inflated,
     )  # fmt: skip
@@ -122,14 +123,12 @@ def _disaggregated(
 ) -> dict[str, Any]:  # fmt: skip
     groups = []
     for role, plan in sides.items():
-        workers = row.get(f"{role}_num_workers")
-        if not workers:
-            raise InexpressibleError("plan not published: number of workers")
-        groups.append(group(role, int(workers), plan, _policy(engine, row, accelerator, model, plan)))
+        workers = plans.count(row, f"{role}_num_workers", reason="plan not published: number of workers")
+        groups.append(group(role, workers, plan, _policy(engine, row, accelerator, model, plan)))
     return {"deployment": {"groups": groups, "router": {"kind": "least_loaded"}}}
 
 
 def group(role: str, workers: int, plan: plans.Plan, policy: Mapping[str, Any]) -> dict[str, Any]:
     """A group of a disaggregated deployment."""
-    parallel = {key: plan[key] for key in ("tp", "dp", "ep")}
+    parallel = {key: plan[key] for key in ("tp", "dp", "ep", "pp")}
     return {"name": role, "role": role, "count": workers, "parallel": parallel, "policy": dict(policy)}
