@@ -28,6 +28,7 @@ from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.hardware import Node
 from perfsim.spec.load import find_calibration
+from perfsim.spec.policy import ServingPolicy
 
 FOLDER = Path(__file__).resolve().parents[1] / "workloads" / "models"
 ACCELERATORS = catalog.list_accelerators()
@@ -287,6 +288,24 @@ def test_samplers_that_stream_the_logits_more_often_take_longer() -> None:
     ]  # fmt: skip
     # 100 more passes over 128 rows of 128,256 fp32 logits, at the bandwidth that nothing exceeds.
     assert took[1] - took[0] >= 100 * 128 * 128256 * 4 / node.accelerator.memory.read_bandwidth
+
+
+def test_only_samplers_that_sort_take_the_time_of_sorting() -> None:
+    """Sorting is so many passes in so many kernels, each with its launch; without top-p it is few passes in one."""
+    node, calibration = node_of("h100-80gb-sxm"), calibration_of("h100-80gb-sxm")
+    update = {"sampling_passes": 60.0, "sampling_kernels": 101, "plain_sampling_passes": 5.0}
+    calibration = calibration.model_copy(update={"engine": calibration.engine.model_copy(update=update)})
+    model, step = catalog.model("llama-3.1-8b-instruct"), load_shape("llama-3.1-8b-instruct", (128, 1000, 0, 0))
+    took = {
+        kind: step_estimate(
+            step, model=model, node=node, tp=1, calibration=calibration, async_scheduling=True,
+            policy=ServingPolicy(sampling=kind),
+        ).seconds
+        for kind in ("sorted", "plain")
+    }  # fmt: skip
+    device, memory = calibration.device, node.accelerator.memory
+    streamed = 55.0 * 128 * 128256 * 4 / (memory.read_bandwidth * device.elementwise_bandwidth)
+    assert took["sorted"] - took["plain"] == pytest.approx(streamed + 100 * device.elementwise_launch)
 
 
 def test_formats_fall_back_to_what_the_device_can_compute() -> None:

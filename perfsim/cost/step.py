@@ -50,9 +50,10 @@ def gpu_parts(
 ) -> Iterator[Estimate]:  # fmt: skip
     """Every operator and collective of a step on one GPU, in order; they run one after the other."""
     engine, links = calibration.engine, fabric(node, cluster)
+    passes, kernels = engine.sampler(policy.sampling)
     for work in lower_with_drafts(
         model, step, speculative=policy.speculative, tp=tp, dp=dp, ep=ep, pp=pp,
-        expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes,
+        expert_popularity=engine.expert_popularity, sampling_passes=passes, sampling_kernels=kernels,
         kv_cache_dtype=policy.kv_cache_dtype,
     ):  # fmt: skip
         if isinstance(work, Op):

@@ -195,11 +195,12 @@ def compile_steps(
     ranks together. `policy` says how K/V are stored and whether sequences bring drafts; steps are then priced singly.
     """
     engine, links = calibration.engine, fabric(node, cluster)
+    passes, kernels = engine.sampler(policy.sampling)
 
     def lowered(step: StepShape) -> list[Op | Collective]:
         return lower_with_drafts(
             model, step, speculative=policy.speculative, tp=tp, dp=dp, ep=ep, pp=pp,
-            expert_popularity=engine.expert_popularity, sampling_passes=engine.sampling_passes,
+            expert_popularity=engine.expert_popularity, sampling_passes=passes, sampling_kernels=kernels,
             kv_cache_dtype=policy.kv_cache_dtype,
         )  # fmt: skip
 

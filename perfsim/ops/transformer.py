@@ -28,7 +28,7 @@ FP32_BYTES = 4
 
 def lower(
     model: ModelArch, step: StepShape, *, tp: int, dp: int = 1, ep: int = 1, pp: int = 1,
-    expert_popularity: float = 0.0, sampling_passes: float = 1.0,
+    expert_popularity: float = 0.0, sampling_passes: float = 1.0, sampling_kernels: int = 1,
     kv_cache_dtype: CacheDType = "auto",
 ) -> list[Op | Collective]:  # fmt: skip
     """All work of one step on one of `tp` GPUs, in execution order; kernels of equal layers share one entry.
@@ -36,7 +36,8 @@ def lower(
     `dp` ranks share the experts (see `mlp_ops`). With `pp` stages it is the work of one GPU of each stage together.
 
     `expert_popularity` is the Zipf exponent of expert choice, `sampling_passes` how often the engine's sampler streams
-    the logits, `kv_cache_dtype` how K and V are stored. Quantities of the result have the type of `step`'s.
+    the logits, in `sampling_kernels` kernels, `kv_cache_dtype` how K and V are stored. Quantities of the result have
+    the type of `step`'s.
     """
     spans = attention_spans(model)
     work: list[Op | Collective] = []
@@ -57,7 +58,7 @@ def lower(
     if pp > 1:
         hidden = step.tokens * (model.hidden_size * ACTIVATION_BYTES[model.dtype] / tp)
         work.append(Collective("send_recv", "pipeline", pp - 1, hidden, pp, stride=tp * dp))
-    work += _head(model, step, tp, sampling_passes)
+    work += _head(model, step, tp, sampling_passes, sampling_kernels)
     return work
 
 
@@ -74,12 +75,15 @@ def _stream_weights(model: ModelArch, count: int, step: StepShape) -> Op:
     )  # fmt: skip
 
 
-def _head(model: ModelArch, step: StepShape, tp: int, sampling_passes: float) -> Iterator[Op | Collective]:
+def _head(
+    model: ModelArch, step: StepShape, tp: int, sampling_passes: float, kernels: int
+) -> Iterator[Op | Collective]:  # fmt: skip
     head = gemm(model, "lm_head", 1, step.rows, model.vocab_size / tp, model.hidden_size, weight_dtype=model.dtype)
     yield replace(head, kind="lm_head", driver="logits")
     if tp > 1:
         payload = step.rows * (model.vocab_size / tp * ACTIVATION_BYTES[model.dtype])
         yield Collective("all_gather", "gather_logits", 1, payload, tp, "logits")
     # The fp32 logits of every sampled position, on every GPU: sampling is not sharded.
-    logits = step.rows * (model.vocab_size * LOGIT_BYTES * sampling_passes)
-    yield Op("sampling", "sampling", 1, step.rows * float(model.vocab_size), logits, 0.0 * logits, "fp32", "logits")
+    logits = step.rows * (model.vocab_size * LOGIT_BYTES * sampling_passes / kernels)
+    flops = step.rows * (float(model.vocab_size) / kernels)
+    yield Op("sampling", "sampling", kernels, flops, logits, 0.0 * logits, "fp32", "logits")

@@ -61,8 +61,10 @@ class EngineProfile(Spec):
     `step_host` is host time that the GPU waits for in every step. `schedule_host`, plus `sequence_host` per sequence
     and `token_host` per token, is scheduler time: hidden behind the GPU under async scheduling (the longer of the two
     counts), added to it otherwise. `sampling_passes` is how many times the sampler streams the fp32 logits of one
-    sequence through HBM. `ingress` and `egress` are client-side: before the request is queued, and from a token to its
-    arrival. `expert_popularity` is the Zipf exponent of routing (0: uniform).
+    sequence through HBM, in `sampling_kernels` kernels per step, where it has to sort them (top-p), and
+    `plain_sampling_passes` (None: as many), in one kernel, where it has not. `ingress` and `egress` are client-side:
+    before the request is queued, and from a token to its arrival. `expert_popularity` is the Zipf exponent of routing
+    (0: uniform).
 
     Memory per GPU, as vLLM's start-up profiling sees it: `reserved_fraction` of the labelled capacity belongs to the
     driver, `context_memory` to libraries, `communication_memory` to collectives (tp > 1 only); `activation_copies` and
@@ -76,6 +78,8 @@ class EngineProfile(Spec):
     sequence_host: Seconds
     token_host: Seconds
     sampling_passes: float = Field(ge=0)
+    sampling_kernels: int = Field(default=1, gt=0, le=10_000)
+    plain_sampling_passes: float | None = Field(default=None, ge=0)
     ingress: Seconds
     egress: Seconds
     expert_popularity: float = Field(ge=0, le=4)
@@ -84,6 +88,12 @@ class EngineProfile(Spec):
     communication_memory: Bytes
     activation_copies: float = Field(gt=0)
     logit_copies: float = Field(gt=0)
+
+    def sampler(self, sampling: Literal["sorted", "plain"]) -> tuple[float, int]:
+        """(passes over the logits, kernels) of the sampler."""
+        if sampling == "sorted" or self.plain_sampling_passes is None:
+            return self.sampling_passes, self.sampling_kernels
+        return self.plain_sampling_passes, 1
 
 
 class PowerModel(Spec):
