@@ -119,17 +119,20 @@ def test_sections_without_data_run_on_committed_rows_only(tmp_path) -> None:
     assert cli.main(["--data", str(tmp_path / "none")]) == 2
 
 
-def test_a_report_is_written_where_it_is_asked_for(tmp_path, monkeypatch) -> None:
-    saved = {}
-    monkeypatch.setattr(cli, "save", saved.setdefault)
-    monkeypatch.setattr(cli, "load", saved.get)
+def test_a_report_is_written_where_it_is_asked_for(tmp_path) -> None:
+    written = []
     for _ in range(2):
         assert cli.main(["--only", "collectives-slice", "--output", str(tmp_path / "REPORT.md")]) == 0
-        text = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+        written.append((tmp_path / "REPORT.md").read_bytes())
+        written.append((tmp_path / "figures" / "collectives-slice.svg").read_bytes())
+    assert written[:2] == written[2:]
+    found = store.load("collectives-slice", folder=tmp_path / "report" / "results")
+    assert found is not None
+    assert found["rows"] > 1000
+    text = written[0].decode()
     assert "### Collectives, committed rows" in text
-    assert "*isim: not run yet" in text
-    assert saved["collectives-slice"]["rows"] > 1000
-    assert (tmp_path / "figures" / "collectives-slice.svg").read_text(encoding="utf-8").startswith("<svg")
+    for name in store.blocks(text):
+        assert f"(figures/{name}.svg)" not in text or (tmp_path / "figures" / f"{name}.svg").is_file()
 
 
 @pytest.mark.parametrize(

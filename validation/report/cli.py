@@ -4,12 +4,14 @@
 
 With `--data`, the folder of the whole tables (`serving/`, `ops/`), every section is run on them. Without it, sections
 whose rows are committed are run again and the others are shown as they were stored, with the hash of their table.
-Figures lie beside the report. Progress is on stderr. Exit status 2 with one line for bad input.
+Figures lie beside the report and results in `report/results` there; what is kept comes from the committed ones.
+Progress is on stderr. Exit status 2 with one line for bad input.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from perfsim.errors import InputError, PerfsimError, nearest
 from validation.report import headline, peers
 from validation.report.sections import Section, sections
-from validation.report.store import ROOT, Results, block, load, save
+from validation.report.store import RESULTS, ROOT, Results, block, load, save
 
 REPORT = ROOT / "validation" / "REPORT.md"
 BUDGET = Path(__file__).with_name("budget.md")
@@ -61,22 +63,25 @@ def write(output: Path, *, data: Path | None, only: Sequence[str] = ()) -> None:
     for name in only:
         if name not in names:
             raise InputError(f"--only: no section '{name[:80]}'{nearest(name, names)}")
-    figures = output.parent / "figures"
+    figures, results = output.parent / "figures", output.parent / "report" / "results"
     figures.mkdir(parents=True, exist_ok=True)
+    if output.parent.resolve() != REPORT.parent:
+        for kept in sorted((REPORT.parent / "figures").glob("*.svg")):
+            shutil.copy(kept, figures)
     for section in every:
         paths = section.inputs(data)
         if paths is None or (only and section.name not in only):
             print(f"{section.name}: kept", file=sys.stderr)
             continue
         started = time.monotonic()
-        save(section.name, section.run(paths, figures))
+        save(section.name, section.run(paths, figures), folder=results)
         print(f"{section.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-    output.write_text(document(every), encoding="utf-8")
+    output.write_text(document(every, results), encoding="utf-8")
 
 
-def document(every: Sequence[Section]) -> str:
-    """The whole report from the stored results."""
-    stored = {section.name: load(section.name) for section in every}
+def document(every: Sequence[Section], results: Path = RESULTS) -> str:
+    """The whole report from the results in a folder, and from the committed ones where it has none."""
+    stored = {section.name: load(section.name, folder=results) or load(section.name) for section in every}
     everything: dict[str, Results] = {name: found for name, found in stored.items() if found is not None}
     others = peers.render(everything.get("isim"), everything.get("left-out"))
     return "\n".join([

@@ -57,7 +57,7 @@ def residuals(title: str, x_label: str, series: Iterable[Series], *, log_x: bool
     """
     found = tuple(series)
     errors = np.concatenate([one.y for one in found]) if found else np.zeros(0)
-    wide = float(np.quantile(np.abs(errors), 0.98)) if len(errors) else 0.0
+    wide = float(np.quantile(np.abs(errors), 0.95)) if len(errors) else 0.0
     limit = next((limit for limit in LIMITS if wide <= limit), LIMITS[-1])
     beyond = int((np.abs(errors) > limit).sum())
     note = f"{beyond} of {len(errors)} beyond ±{limit:.0%}" if beyond else ""
