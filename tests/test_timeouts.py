@@ -13,9 +13,9 @@ from test_kv_offload import same, trees
 
 from perfsim.errors import InputError
 from perfsim.run import simulate
+from perfsim.serving.config import EngineConfig
 from perfsim.serving.deadlines import GAVE_UP
 from perfsim.serving.engine import Engine
-from perfsim.serving.front import EngineConfig
 from perfsim.serving.recorder import REQUEST_COLUMNS, Recorder
 from perfsim.serving.stepwise import StepwiseEngine
 from perfsim.spec.load import load_scenario

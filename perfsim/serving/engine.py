@@ -17,7 +17,8 @@ from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
 from perfsim.serving.admission import admit
 from perfsim.serving.batch import DecodeBatch
-from perfsim.serving.front import EngineConfig, EngineFront, Hook
+from perfsim.serving.config import EngineConfig
+from perfsim.serving.front import EngineFront, Hook
 from perfsim.serving.offload import Offload
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
@@ -47,7 +48,7 @@ class Engine(EngineFront):
         self.batch = self._new_batch()
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
         self.admissions = 0
-        self.special = self.acceptance is not None or self.slots is not None
+        self.special = self.acceptance is not None or self.slots is not None or self.warm_up.compiles
 
     def _new_batch(self) -> DecodeBatch | SpeculativeBatch:
         config = self.config
@@ -85,25 +86,17 @@ class Engine(EngineFront):
 
     def price(self, work: Work) -> None:
         """Set the times of `work`, and end it where its steps no longer last affinely longer."""
-        if work.extras is not None and work.extras.lora_adapters:
-            self._price_adapted(work, work.extras)
-        elif work.tokens > work.decodes:  # prefill chunks, or drafts
+        extras = work.extras
+        adapters = () if extras is None or not extras.lora_adapters else (extras.lora,)
+        if work.tokens > work.decodes:  # prefill chunks, or drafts
             work.first = self.steps.step_seconds(
-                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
+                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, *adapters
             )
         else:
-            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count)
+            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, *adapters)
             work.count, work.first, work.slope = run
-
-    def _price_adapted(self, work: Work, extras: Extras) -> None:
-        if work.tokens > work.decodes:
-            work.first = self.steps.step_seconds(
-                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, extras.lora
-            )
-        else:
-            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, extras.lora)
-            work.count, work.first, work.slope = run
-        work.first += extras.load
+        if extras is not None:
+            work.first += extras.load
 
     # --- one boundary -----------------------------------------------------------------------------------------------
 
@@ -300,13 +293,13 @@ class Engine(EngineFront):
 
     def _special(self, work: Work, chunks: Sequence[tuple[Request, int]]) -> Work:
         """Count the drafts that a step will accept, and its adapters, which are brought to the GPU."""
-        if self.slots is None:
-            work.extras = Extras(self.batch.accepted, 0, 0, 0.0)
-            return work
-        tokens = self.batch.adapted_tokens() + sum(chunk for request, chunk in chunks if request.adapter >= 0)
-        active = self.adapters(chunks)
-        work.extras = Extras(self.batch.accepted, tokens, len(active), self.slots.use(active))
-        if work.extras.load:
+        tokens, active, load = 0, set[int](), self.warm_up.wait(work.tokens)
+        if self.slots is not None:
+            tokens = self.batch.adapted_tokens() + sum(chunk for request, chunk in chunks if request.adapter >= 0)
+            active = self.adapters(chunks)
+            load += self.slots.use(active)
+        work.extras = Extras(self.batch.accepted, tokens, len(active), load)
+        if load:
             work.count = 1  # the other steps do not wait
         return work
 

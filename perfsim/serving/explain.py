@@ -66,8 +66,9 @@ class Explanation:
         self._count(Estimate(waited, bound_s={"host": waited}, d_seconds={"scheduler": waited}), weight)
         self._count(exposed, weight)
         load = columns["load_s"]
-        if scenario.policy.lora is not None:
-            self._count(Estimate(load, bound_s={"host": load}, d_seconds={"adapter_loading": load}), steps)
+        if scenario.policy.lora is not None or load.any():
+            name = "adapter_loading" if scenario.policy.lora is not None else "compiling"
+            self._count(Estimate(load, bound_s={"host": load}, d_seconds={name: load}), steps)
         total = gpu + waited + exposed.seconds + load
         missing = actual - total
         if parallel.dp > 1:  # all ranks wait for the slowest one

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from perfsim.cost.step_model import CompiledSteps, DecodeRun
-from perfsim.serving.front import EngineConfig, EngineFront, Hook
+from perfsim.serving.config import EngineConfig
+from perfsim.serving.front import EngineFront, Hook
 from perfsim.serving.request import Request
 from perfsim.serving.timing import TIME_EPS
 from perfsim.serving.work import Work

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from perfsim.cost.step_model import CompiledSteps, DecodeRun
 from perfsim.ops.step import Span, prefill_sums
-from perfsim.serving.front import EngineConfig, EngineFront, Hook
+from perfsim.serving.config import EngineConfig
+from perfsim.serving.front import EngineFront, Hook
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.stepwise import admit_head

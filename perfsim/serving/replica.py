@@ -9,10 +9,12 @@ from perfsim.cost.adapters import adapter_load_seconds
 from perfsim.cost.host_tier import tier_plan
 from perfsim.cost.memory import MemoryPlan, memory_plan
 from perfsim.cost.step_model import CompiledSteps, compile_steps
+from perfsim.cost.warm_up import expert_kernels
 from perfsim.errors import InputError
 from perfsim.ops.step import Span, attention_spans
+from perfsim.serving.config import EngineConfig
 from perfsim.serving.engine import Engine
-from perfsim.serving.front import EngineConfig, EngineFront
+from perfsim.serving.front import EngineFront
 from perfsim.serving.lockstep import LockstepGroup
 from perfsim.serving.pipeline import PipelineEngine
 from perfsim.serving.recorder import Recorder, Sink
@@ -77,6 +79,9 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         lookahead=0 if speculative is None else speculative.lookahead,
         seed=scenario.seed,
         timeout=_timeout(scenario),
+        expert_kernels=expert_kernels(
+            scenario.model, scenario.calibration.engine, parallel, max_tokens=tokens, max_seqs=seqs
+        ),
     )
     return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
 

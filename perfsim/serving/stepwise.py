@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from perfsim.cost.step_model import StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
-from perfsim.serving.front import EngineConfig, EngineFront, Hook
+from perfsim.serving.config import EngineConfig
+from perfsim.serving.front import EngineFront, Hook
 from perfsim.serving.offload import GONE, NOTHING, Offload
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
@@ -266,6 +267,9 @@ class StepwiseEngine(EngineFront):
             adapted = [(request.adapter, tokens) for request, tokens in batch if request.adapter >= 0]
             active = {adapter for adapter, _ in adapted}
             work.extras = Extras(0, sum(tokens for _, tokens in adapted), len(active), self.slots.use(active))
+        if self.warm_up.compiles:
+            extras = work.extras or Extras(0, 0, 0, 0.0)
+            work.extras = extras._replace(load=extras.load + self.warm_up.wait(work.tokens))
         return work
 
     def _close(self, work: Work, *, accepted: int) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ALONE = 3  # factors that move alone; the others move together
 VANISHING = 1e-9  # of the variance: rounding
 # Components of the breakdown that follow no factor of their own: waiting, and bytes at the rate of a datasheet.
-WITHOUT_FACTOR = frozenset(("idle", "slowest rank", "adapter_loading"))
+WITHOUT_FACTOR = frozenset(("idle", "slowest rank", "adapter_loading", "compiling"))
 NEGLIGIBLE = 1e-4  # of the busy time, in standard deviations: such factors are not listed
 
 

@@ -91,6 +91,7 @@ def question_of(row: Row) -> Ask:
         "max_num_batched_tokens": int(row["max_num_batched_tokens"]), "max_num_seqs": int(row["max_num_seqs"]),
         "max_model_len": min(client["max_model_len"], facts.arch(model).max_position_embeddings),
         "async_scheduling": facts.version_of("vllm", client["engine_version"])["async_scheduling"],
+        "sampling": _sampling(model),
     }  # fmt: skip
     policy |= _memory(row, model=model, tp=tp, client=client)
     content: dict[str, Any] = {
@@ -100,6 +101,7 @@ def question_of(row: Row) -> Ask:
             "arrivals": {"kind": "stages", "stages": stages, "pause": client["pause_s"]},
             "prompt": {"kind": "fixed", "tokens": prompt}, "output": {"kind": "fixed", "tokens": row["output_len"]},
             "shared_prefix": {"num_prefixes": client["distinct_prompts"], "tokens": prompt, "order": "rotation"},
+            "timeout": client["timeout_s"],
         },
     }  # fmt: skip
     content["parallel"] = {"tp": tp}
@@ -108,6 +110,12 @@ def question_of(row: Row) -> Ask:
         # the rate, far above what experts spread over all of its GPUs would take.
         content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
     return ask(content, formats=_formats(row["precision"], model), requests=True)
+
+
+def _sampling(model: str) -> str:
+    """How requests that say nothing about it are sampled."""
+    found = facts.facts("sampling")
+    return str(next((kind for part, kind in found["models"] if part in model.lower()), found["others"]))
 
 
 def _memory(row: Row, *, model: str, tp: int, client: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,12 +197,17 @@ def _questions(rows: list[dict[str, Any]]) -> tuple[list[Ask | None], list[str |
 
 
 def _pairs(index: int, row: Row, answer: Answer) -> Iterator[Pair]:
+    """Statistics of the requests that were answered; none where no request of the stage was."""
     found = answer.requests
     order, stage = found["request_index"], int(row["stage_index"])
-    ends = np.cumsum([int(rate * seconds + 1e-9) for rate, seconds in json.loads(row["stages"])])
-    mask = np.ones(len(order), dtype=bool)
-    if stage >= 0:
-        mask = (order >= (ends[stage - 1] if stage else 0)) & (order < ends[stage])
+    stages = json.loads(row["stages"])
+    ends = np.cumsum([int(rate * seconds + 1e-9) for rate, seconds in stages])
+    first, last = (0, ends[-1]) if stage < 0 else (ends[stage - 1] if stage else 0, ends[stage])
+    mask = (order >= first) & (order < last)
+    if row.get("n_success"):
+        yield _pair(index, "n_success", row["n_success"], float(mask.sum()), answer, "counts.completed")
+    if not mask.any():
+        return
     for column, (name, statistic) in LATENCIES.items():
         if row.get(column):
             values = found[name][mask]
@@ -205,9 +218,26 @@ def _pairs(index: int, row: Row, answer: Answer) -> Iterator[Pair]:
         value = (mean["e2e_s"] - mean["ttft_s"]) / (row["output_len"] - 1)
         yield _pair(index, "tpot_derived_ms", row["tpot_derived_ms"], value, answer, "tpot.mean")
     if row.get("requests_per_s"):
-        span = found["arrival_s"][mask].min(), (found["arrival_s"] + found["e2e_s"])[mask].max()
-        value = float(mask.sum() / (span[1] - span[0]))
+        span = _span(found, mask, int(first), int(last), seconds=stages[stage][1])
+        value = float(mask.sum() / span)
         yield _pair(index, "requests_per_s", row["requests_per_s"], value, answer, "throughput.requests_per_s")
+
+
+def _span(found: Mapping[str, NDArray[np.float64]], mask: NDArray[np.bool_], first: int, last: int, *,
+          seconds: float) -> float:  # fmt: skip
+    """From the first request sent to the last one answered or given up, of requests `first` to `last` - 1.
+
+    Of requests that were not answered the time of sending is not known: it lies between those of their neighbours, and
+    the last one of a stage is sent when the stage ends.
+    """
+    order, sent = found["request_index"][mask], found["arrival_s"][mask]
+    begin, end = float(sent.min()), float((sent + found["e2e_s"][mask]).max())
+    missing = np.setdiff1d(np.arange(first, last), order)
+    if len(missing):
+        timeout = facts.facts("clients")["inference_perf"]["timeout_s"]
+        known = np.append(order, last - 1.0), np.append(sent, max(begin + seconds, float(sent.max())))
+        end = max(end, float(np.interp(missing[-1], *known)) + timeout)
+    return end - begin
 
 
 def _level(statistic: str) -> float:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perfsim.cost.step_model import DecodeRun
+from perfsim.serving.config import EngineConfig
 from perfsim.serving.engine import Engine
-from perfsim.serving.front import EngineConfig
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.stepwise import StepwiseEngine

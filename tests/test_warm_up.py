@@ -1,0 +1,75 @@
+"""Kernels compiled on first use: once per kind, not for what start-up has run, in jumps as in steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fast_forward import run, scenarios
+
+from perfsim.cost.warm_up import ExpertKernels, WarmUp, expert_kernels
+from perfsim.run import simulate
+from perfsim.serving.engine import Engine
+from perfsim.serving.stepwise import StepwiseEngine
+from perfsim.spec import catalog
+from perfsim.spec.load import find_calibration, load_scenario
+from perfsim.spec.policy import ParallelPlan
+
+MIXTRAL = ExpertKernels(seconds=1.0, graph=256, longest=2048, experts=8, picks=2)
+
+
+def test_a_step_in_a_graph_and_the_longest_one_are_ready() -> None:
+    warm_up = WarmUp(MIXTRAL)
+    assert [warm_up.wait(tokens) for tokens in (1, 255, 256, 2048)] == [0.0] * 4
+
+
+def test_every_tile_size_and_divisibility_is_compiled_once() -> None:
+    """Pairs are divisible by 16 at multiples of 8 tokens, and with the padding of 8 experts at 4 more than those."""
+    assert [MIXTRAL.kind(tokens) for tokens in (600, 604, 601)] == [
+        (512, True, False), (512, False, True), (512, False, False)
+    ]  # fmt: skip
+    warm_up = WarmUp(MIXTRAL)
+    assert [warm_up.wait(tokens) for tokens in (601, 602, 600, 604, 608, 770, 2047)] == [1, 0, 1, 1, 0, 1, 1]
+
+
+def test_dense_models_quantised_experts_and_stages_wait_for_nothing() -> None:
+    engine = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").engine.model_copy(
+        update={"kernel_compile": 1.0}
+    )
+    limits = {"max_tokens": 2048, "max_seqs": 128}
+    mixtral, one = catalog.model("mistralai--Mixtral-8x7B-v0.1"), ParallelPlan()
+    assert expert_kernels(mixtral, engine, one, **limits) == MIXTRAL
+    assert expert_kernels(mixtral.model_copy(update={"expert_dtype": "fp8"}), engine, one, **limits) is None
+    assert expert_kernels(mixtral, engine, ParallelPlan(pp=2), **limits) is None
+    assert expert_kernels(catalog.model("llama-3.1-8b-instruct"), engine, one, **limits) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenarios(), st.sampled_from([8, 40, 100]))
+def test_jumps_equal_steps(scenario, graph) -> None:
+    kind, config, chunk, clients, think = scenario
+    kernels = ExpertKernels(seconds=0.05, graph=graph, longest=config.max_num_batched_tokens, experts=8, picks=2)
+    config = replace(config, expert_kernels=kernels)
+    fast, one = run(kind, Engine, config, chunk, clients, think)
+    slow, two = run(kind, StepwiseEngine, config, chunk, clients, think)
+    assert one.steps == two.steps
+    if fast.requests:
+        np.testing.assert_allclose(sorted(fast.requests), sorted(slow.requests), rtol=1e-9, atol=1e-9)
+    if fast.steps:
+        np.testing.assert_allclose(np.concatenate(fast.steps), np.concatenate(slow.steps), rtol=1e-9, atol=1e-12)
+
+
+def test_the_time_is_in_the_breakdown_and_delays_first_requests() -> None:
+    scenario = load_scenario(overrides=[
+        "model=mistralai--Mixtral-8x7B-v0.1", "parallel.tp=2", "workload.num_requests=100", "workload.arrivals.rate=2",
+    ])  # fmt: skip
+    engine = scenario.calibration.engine.model_copy(update={"kernel_compile": 0.5})
+    slow = scenario.model_copy(update={"calibration": scenario.calibration.model_copy(update={"engine": engine})})
+    plain, late = simulate(scenario), simulate(slow)
+    compiling = late.breakdown["compiling"]
+    assert compiling >= 0.5
+    assert compiling == pytest.approx(0.5 * round(compiling / 0.5))
+    assert late.metrics["ttft"]["max"] > plain.metrics["ttft"]["max"] + 0.3
