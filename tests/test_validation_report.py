@@ -73,6 +73,13 @@ def test_the_headline_shows_the_outcomes() -> None:
     assert by_rows["not overloaded", "fitted"].found == summary(values.take([0]))
     assert by_rows["not overloaded", "kept out"].found == summary(values.take([2]))
     assert by_rows["overloaded", "kept out"].found == summary(values.take([1]))
+    left = {
+        "leave one out": [
+            {"section": "isim", "rows": "not overloaded", "metrics": {"tpot_derived_ms": summary(values.take([1]))}}
+        ]
+    }
+    refitted = [one for one in headline.entries({"isim": found, "left-out": left}) if one.role == "leave one out"]
+    assert [one.found for one in refitted] == [summary(values.take([1]))]
     text = "\n".join(headline.render({"isim": found}))
     unseen, fitted = text.split("### Rows that coefficients were fitted to")
     assert "| not overloaded | kept out | TPOT mean | 1 | 30% | 30% | 30% | +30% | – | – |" in unseen

@@ -14,6 +14,7 @@ from validation.report.store import Results
 Everything = Mapping[str, Results]
 STATISTIC = {"mape_mean": "mean", "mape_median": "median", "mape_p90": "p90"}
 LEFT_OUT = "leave one out"
+COVERED, FEWEST = (0.85, 0.95), 20  # what 90% bands should cover, where there are as many values
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,11 @@ class Entry:
 
 
 def entries(everything: Everything) -> Iterator[Entry]:
-    """All metrics that were compared, tables in the order of split.yaml: all rows of a role, then those of subsets."""
+    """All metrics that were compared, tables in the order of split.yaml: all rows of a role, or those of subsets.
+
+    Sections that refit without a group and predict it add what they found to a table's rows: their results have a list
+    "leave one out" of {"section": of the table, "rows": a subset or "all", "metrics": {name: summary}}.
+    """
     for listed in split().tables.values():
         results = everything.get(listed.section)
         if results is None:
@@ -37,9 +42,10 @@ def entries(everything: Everything) -> Iterator[Entry]:
         for subset in listed.headline:
             found = results["roles"] if subset == ALL else results["subsets"].get(subset, {})
             yield from _entries(listed, subset, found)
-        if listed.section == "isim" and "left-out" in everything:
-            left_out = {LEFT_OUT: everything["left-out"]["left_out"]["all rows"]}
-            yield from _entries(listed, "not overloaded", left_out)
+        for other in everything.values():
+            for left in other.get(LEFT_OUT, ()):
+                if left["section"] == listed.section:
+                    yield from _entries(listed, left["rows"], {LEFT_OUT: left["metrics"]})
 
 
 def _entries(listed: Listed, subset: str, by_role: Mapping[str, Mapping[str, Any]]) -> Iterator[Entry]:
@@ -97,6 +103,7 @@ def _targets(found: list[Entry], everything: Everything) -> Iterator[str]:
             bound = f"{STATISTIC[one.target.statistic]} ≤ {percent(one.target.at_most)}"
             rows.append((one.table, one.rows, one.role, one.metric, bound, percent(value),
                          "met" if value <= one.target.at_most else "**missed**"))  # fmt: skip
+    rows += _covered(found)
     parts = (("shapes not fitted", "kept out", "held_out", 0.05), ("device left out", LEFT_OUT, "device", 0.12))
     for what, what_role, key, limit in parts:
         results = everything.get("operators", {})
@@ -111,6 +118,16 @@ def _targets(found: list[Entry], everything: Everything) -> Iterator[str]:
     yield ""
     yield from table(("table", "rows", "role", "metric", "target", "reached", ""), rows, left=4)
     yield ""
+
+
+def _covered(found: list[Entry]) -> Iterator[tuple[str, ...]]:
+    """Whether bands are honest on rows that no fit has seen."""
+    low, high = COVERED
+    for one in found:
+        share = one.found["coverage_90"]
+        if one.role != "fitted" and share is not None and one.found["n"] >= FEWEST:
+            yield (one.table, one.rows, one.role, f"{one.metric}, in band", f"{low:.0%} to {high:.0%}", f"{share:.0%}",
+                   "met" if low <= share <= high else "**missed**")  # fmt: skip
 
 
 def _expressed(everything: Everything) -> Iterator[str]:

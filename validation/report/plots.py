@@ -66,30 +66,52 @@ def residuals(title: str, x_label: str, series: Iterable[Series], *, log_x: bool
 
 
 def figure(panels: Sequence[Panel], *, label: str, columns: int = 2) -> str:
-    """The panels on a grid under one legend, as the text of an SVG file; equal names have equal colours."""
-    names = list(dict.fromkeys(one.name for panel in panels for one in panel.series))
+    """The panels on a grid, as the text of an SVG file; a legend stands above the rows whose series it names."""
     columns = min(columns, len(panels))
-    width, rows = columns * WIDTH, math.ceil(len(panels) / columns)
-    legend, lines = _legend(names, width)
-    height = rows * HEIGHT + lines * LEGEND + 10
-    parts = [f"<style>{_style()}</style>", svg.tag("rect", x=0, y=0, width=width, height=height, class_="page"), legend]
-    for index, panel in enumerate(panels):
-        left, top = index % columns * WIDTH, index // columns * HEIGHT + lines * LEGEND + 10
-        parts.append(svg.tag("g", _panel(panel, names), transform=f"translate({left} {top})"))
+    rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+    width, y, parts = columns * WIDTH, 0, []
+    for group in _groups(rows):
+        y += 10
+        names = _names(group)
+        legend, lines = _legend(names, width, y)
+        parts.append(legend)
+        y += lines * LEGEND
+        for row in group:
+            for column, panel in enumerate(row):
+                parts.append(svg.tag("g", _panel(panel, names), transform=f"translate({column * WIDTH} {y})"))
+            y += HEIGHT
+    head = f"<style>{_style()}</style>" + svg.tag("rect", x=0, y=0, width=width, height=y, class_="page")
     return svg.tag(
-        "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", width=width, height=height,
-        viewBox=f"0 0 {width} {height}", role="img", aria_label=label,
+        "svg", head + "".join(parts), xmlns="http://www.w3.org/2000/svg", width=width, height=y,
+        viewBox=f"0 0 {width} {y}", role="img", aria_label=label,
     ) + "\n"  # fmt: skip
 
 
-def _legend(names: Sequence[str], width: int) -> tuple[str, int]:
-    """The names with their colours, and on how many lines they stand."""
+def _names(rows: Sequence[Sequence[Panel]]) -> list[str]:
+    return list(dict.fromkeys(one.name for row in rows for panel in row for one in panel.series))
+
+
+def _groups(rows: Sequence[Sequence[Panel]]) -> list[list[Sequence[Panel]]]:
+    """Rows that follow each other and share series, as far as the colours last: equal names have equal colours."""
+    groups: list[list[Sequence[Panel]]] = []
+    for row in rows:
+        if groups:
+            joined = _names([*groups[-1], row])
+            if len(joined) <= len(COLOURS) and len(joined) < len(_names(groups[-1])) + len(_names([row])):
+                groups[-1].append(row)
+                continue
+        groups.append([row])
+    return groups
+
+
+def _legend(names: Sequence[str], width: int, top: int) -> tuple[str, int]:
+    """The names with their colours, below `top`, and on how many lines they stand."""
     x, line, parts = 14.0, 0, []
     for index, name in enumerate(names):
         room = 30.0 + 7.6 * len(name)
         if x + room > width and x > 14.0:
             x, line = 14.0, line + 1
-        y = line * LEGEND + 16
+        y = top + line * LEGEND + 8
         parts.append(svg.tag("circle", cx=x, cy=float(y - 4), r=4, fill=_colour(index)))
         parts.append(svg.text(x + 9, y, name, class_="name"))
         x += room
