@@ -77,7 +77,7 @@ def _coded(table: Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
     if isinstance(data, pa.ChunkedArray):
         data = data.chunk(0)
     values = [*data.dictionary.to_pylist(), None]
-    codes = data.indices.fill_null(len(values) - 1).cast("int64").to_numpy(zero_copy_only=False)
+    codes = data.indices.cast("int64").fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
     return values, np.asarray(codes)
 
 
