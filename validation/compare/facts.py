@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,20 @@ def version_of(engine: str, version: str | None) -> dict[str, Any]:
     if found is None:
         raise InexpressibleError(f"defaults of {engine} {version} not known")
     return _choices(found)
+
+
+def check_drafts(row: Mapping[str, Any], *, engine: str) -> None:
+    """InexpressibleError where runs of the sweep that a row is from drafted tokens, or may have."""
+    known = facts("drafted_sweeps")
+    if row["model_path"] not in known["models"] or row.get("origin") not in known["origins"]:
+        return
+    own = {"engine": engine, "mode": row["mode"], "system": str(row["system"]).partition("_")[0],
+           "precision": row.get("precision"), "date": str(row.get("measured"))}  # fmt: skip
+    for sweep in known["sweeps"]:
+        if all(own[key] == str(value) for key, value in sweep.items() if key != "drafted"):
+            if sweep["drafted"] == "all":
+                raise InexpressibleError("acceptance of drafts not published")
+            raise InexpressibleError("whether tokens were drafted not published: some runs of the sweep did")
 
 
 def _choices(entry: dict[str, Any]) -> dict[str, Any]:
