@@ -33,7 +33,9 @@ class FlatSteps:
     def step_seconds(self, tokens: int, *rest: Any) -> float:
         return self.fixed + self.per_token * tokens
 
-    def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
+    def decode_run(
+        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int, *rest: Any
+    ) -> DecodeRun:
         return DecodeRun(limit, self.fixed + self.per_token * decodes, 0.0)
 
 

@@ -17,9 +17,9 @@ class PiecewiseLinear:
 
     def __init__(self, x: Sequence[float], y: Sequence[float], *, final_slope: float) -> None:
         """`x` grows from 0; `final_slope` holds beyond x[-1]."""
-        self.x = [float(value) for value in x]
+        self.x = [*(float(value) for value in x), float("inf")]  # so that every piece has an end
         self.y = [float(value) for value in y]
-        rises = zip(self.x, self.x[1:], self.y, self.y[1:], strict=False)
+        rises = zip(self.x, self.x[1:], self.y, self.y[1:], strict=False)  # as many as there are pairs of y
         self.slopes = [(y1 - y0) / (x1 - x0) for x0, x1, y0, y1 in rises] + [final_slope]
 
     def __call__(self, at: Num) -> Num:
@@ -29,9 +29,13 @@ class PiecewiseLinear:
         value = np.asarray(self.y)[index] + np.asarray(self.slopes)[index] * (at - knots[index])
         return float(value) if np.ndim(at) == 0 else value
 
+    @property
+    def last(self) -> float:
+        """The last knot."""
+        return self.x[-2]
+
     def locate(self, at: float) -> tuple[float, float, float]:
         """(value, slope, next knot) at `at` >= 0: the curve is y = value + slope * (x - at) up to the next knot."""
         index = bisect_right(self.x, at) - 1
         slope = self.slopes[index]
-        after = self.x[index + 1] if index + 1 < len(self.x) else float("inf")
-        return self.y[index] + slope * (at - self.x[index]), slope, after
+        return self.y[index] + slope * (at - self.x[index]), slope, self.x[index + 1]

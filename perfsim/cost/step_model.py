@@ -8,6 +8,7 @@ in it, so the step time is piecewise affine in the step index and `decode_run` c
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -94,7 +95,7 @@ class CompiledSteps:
         prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
     ) -> float:  # fmt: skip
         gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context, lora)
-        host = self.host_seconds(tokens, logits)
+        host = self.schedule + self.per_sequence * logits + self.per_token * tokens
         return self.exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
 
     def gpu_seconds(
@@ -107,13 +108,14 @@ class CompiledSteps:
             gpu += self.sequence_s[logits]
         if decodes:
             for term in self.decode:
-                attended = context[term.span] if term.span >= 0 else blend(term.mix, context)
-                value = term.curve.locate(attended / decodes)[0]
+                curve, attended = term.curve, context[term.span] if term.span >= 0 else blend(term.mix, context)
+                mean = attended / decodes
+                piece = bisect_right(curve.x, mean) - 1  # `locate` without a call, as in `gpu_run`
+                value = curve.y[piece] + curve.slopes[piece] * (mean - curve.x[piece])
                 if prefill_tokens:
                     value *= term.mixed
                 gpu += term.count * (term.launch + decodes * value)
-                if term.ramp is not None:
-                    gpu += term.count * term.ramp.locate(attended)[0]
+                gpu += term.ramp_s if attended >= term.full else term.count * term.ramp.locate(attended)[0]
             for state in self.decode_state:
                 gpu += state.seconds(decodes)
         if prefill_tokens:
@@ -139,12 +141,17 @@ class CompiledSteps:
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
         lora: tuple[int, int] = NO_LORA,
     ) -> DecodeRun:  # fmt: skip
-        run = self.gpu_run(decodes, context, growth, limit)
+        limit, gpu, slope_s = self.gpu_run(decodes, context, growth, limit)
         if lora[1]:
-            run = run._replace(first_s=run.first_s + self.adapter_seconds(lora))
-        return self.behind_host(run, self.host_seconds(decodes, decodes))
+            gpu += self.adapter_seconds(lora)
+        host = self.schedule + self.per_sequence * decodes + self.per_token * decodes
+        if self.async_scheduling and gpu >= host:  # the usual case of `behind_host`
+            return DecodeRun(limit, self.exposed + gpu, slope_s)
+        return self.behind_host(limit, gpu, slope_s, host)
 
-    def gpu_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
+    def gpu_run(
+        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int
+    ) -> tuple[int, float, float]:  # fmt: skip
         """`decode_run` on the GPU, without what data-parallel ranks do together."""
         gpu, slope_s = self.token_s[decodes] + self.logit_s[decodes], 0.0
         attended: float
@@ -155,11 +162,15 @@ class CompiledSteps:
                 attended, grows = context[span], growth[span]
             else:
                 attended, grows = blend(term.mix, context), blend(term.mix, growth)
-            value, slope, after = term.curve.locate(attended / decodes)
-            gpu += count * (term.launch + decodes * value)
+            curve, mean = term.curve, attended / decodes
+            piece = bisect_right(curve.x, mean) - 1
+            slope = curve.slopes[piece]
+            gpu += count * (term.launch + decodes * (curve.y[piece] + slope * (mean - curve.x[piece])))
             slope_s += count * slope * grows
-            left = after * decodes - attended
-            if term.ramp is not None:
+            left = curve.x[piece + 1] * decodes - attended
+            if attended >= term.full:
+                gpu += term.ramp_s
+            else:
                 value, slope, after = term.ramp.locate(attended)
                 gpu += count * value
                 slope_s += count * slope * grows
@@ -170,11 +181,10 @@ class CompiledSteps:
             gpu += state.seconds(decodes)
         for expansion in self.expansion:
             gpu += expansion.seconds(decodes)
-        return DecodeRun(limit, gpu, slope_s)
+        return limit, gpu, slope_s
 
-    def behind_host(self, run: DecodeRun, host: float) -> DecodeRun:
+    def behind_host(self, limit: int, gpu: float, slope_s: float, host: float) -> DecodeRun:
         """A run on the GPU with the scheduler's time: hidden behind it under async scheduling, in front of it else."""
-        limit, gpu, slope_s = run
         if not self.async_scheduling:
             return DecodeRun(limit, self.exposed + gpu + host, slope_s)
         if gpu >= host:

@@ -130,9 +130,12 @@ def distinct_experts(tokens: Num, num_experts: int, per_token: int, popularity: 
     chance = _pick_chances(num_experts, per_token, popularity)
     stay_away = np.log1p(-np.minimum(chance, 1.0 - 1e-12))
     count, place = np.unique(np.asarray(tokens, dtype=np.float64), return_inverse=True)
-    distinct = np.empty(count.shape)
-    for start in range(0, count.size, 4096):  # bounds the (tokens x experts) table to a few MB
-        part = slice(start, start + 4096)
+    picked = stay_away[stay_away < 0.0]
+    distinct = np.full(count.shape, float(picked.size))
+    # exp(-38) is below the spacing of doubles at one: from so many tokens on every expert that can be picked is.
+    unsure = int(np.searchsorted(count, -38.0 / picked.max())) if picked.size else count.size
+    for start in range(0, unsure, 4096):  # bounds the (tokens x experts) table to a few MB
+        part = slice(start, min(start + 4096, unsure))
         distinct[part] = -np.expm1(np.outer(count[part], stay_away)).sum(axis=1)
     return float(distinct[0]) if np.ndim(tokens) == 0 else distinct[place]
 

@@ -28,10 +28,10 @@ def admit(engine: Engine, budget: int, chunks: list[tuple[Request, int]]) -> Non
             taken = _admit_loaded(engine, engine.offload, budget, chunks)
         elif engine.slots is not None and engine.skip_head(engine.adapters(chunks)):
             taken = 0
-        elif waiting.head().remote:
-            taken = 0 if _reserve(engine, waiting.head()) else None
+        elif (head := waiting.head()).remote:
+            taken = 0 if _reserve(engine, head) else None
         else:
-            taken = _admit_head(engine, budget, chunks)
+            taken = _admit_head(engine, head, budget, chunks)
         if taken is None:
             break
         budget -= taken
@@ -63,9 +63,9 @@ def _share(engine: Engine) -> int:
     return threshold if threshold and crowd > 1 else _NO_LIMIT
 
 
-def _admit_head(engine: Engine, budget: int, chunks: list[tuple[Request, int]]) -> int | None:
+def _admit_head(engine: Engine, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> int | None:
     """Tokens of the head of the queue, 0 when it runs later but is off the queue; None when it has to wait."""
-    config, kv, request = engine.config, engine.kv, engine.waiting.head()
+    config, kv = engine.config, engine.kv
     size, target = config.block_size, request.prompt + request.emitted
     hits, idle = kv.lookup(request, (target - 1) // size) if request.keys or request.run else (0, 0)
     if engine.offload is not None:

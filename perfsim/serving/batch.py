@@ -95,10 +95,11 @@ class DecodeBatch:
 
     def steps_left(self) -> int:
         """Steps from `step` on, in which nothing completes before the last one, no window fills and no chunk begins."""
-        completions = self.completions
-        while not (completions[0][3].decoding and completions[0][3].stint == completions[0][2]):
-            heappop(completions)
-        left = completions[0][0] - self.step + 1
+        last, _, stint, request = self.completions[0]
+        while not (request.decoding and request.stint == stint):
+            heappop(self.completions)
+            last, _, stint, request = self.completions[0]
+        left = last - self.step + 1
         for window in self.window_sums:
             left = min(left, window.limit(self.step))
         return left
@@ -116,11 +117,11 @@ class DecodeBatch:
 
     def blocks_in_run(self, count: int) -> int:
         """Blocks taken in the steps after `step` of a run of `count` steps."""
-        rounds, rest = divmod(count - 1, self.block_size)
-        blocks = rounds * self.size
-        for offset in range(1, rest + 1):
-            blocks += self.block_phase[(self.step + offset) % self.block_size]
-        return blocks
+        size, phase = self.block_size, self.block_phase
+        first = (self.step + 1) % size
+        last = first + (count - 1) % size  # not counting whole rounds, which take a block per sequence
+        blocks = (count - 1) // size * self.size + sum(phase[first:last])
+        return blocks if last <= size else blocks + sum(phase[: last - size])
 
     def steps_with_blocks(self, free: int, limit: int) -> int:
         """How many steps, at most `limit`, `free` blocks last; those of the first step are already taken."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perfsim.cost.step_model import StepModel
+from perfsim.cost.step_model import NO_LORA, StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
 from perfsim.serving.admission import admit
 from perfsim.serving.batch import DecodeBatch
@@ -86,17 +86,16 @@ class Engine(EngineFront):
 
     def price(self, work: Work) -> None:
         """Set the times of `work`, and end it where its steps no longer last affinely longer."""
-        extras = work.extras
-        adapters = () if extras is None or not extras.lora_adapters else (extras.lora,)
+        lora = NO_LORA if work.extras is None else work.extras.lora
         if work.tokens > work.decodes:  # prefill chunks, or drafts
             work.first = self.steps.step_seconds(
-                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, *adapters
+                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, lora
             )
         else:
-            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, *adapters)
+            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, lora)
             work.count, work.first, work.slope = run
-        if extras is not None:
-            work.first += extras.load
+        if work.extras is not None:
+            work.first += work.extras.load
 
     # --- one boundary -----------------------------------------------------------------------------------------------
 
@@ -109,7 +108,8 @@ class Engine(EngineFront):
             for request in self.late:
                 self.recorder.gap(now - request.last_token)
             self.late, self.stalled = self.stalled, []
-        while (completed := batch.pop_completed()) is not None:
+        completions, step = batch.completions, batch.step
+        while completions and completions[0][0] < step and (completed := batch.pop_completed()) is not None:
             batch.leave(completed)
             self._finish(completed)
         if not self.emitting:
@@ -134,8 +134,10 @@ class Engine(EngineFront):
     def plan(self) -> Work | None:
         """Choose the next step, or run of equal steps, still without times; None when there is nothing to run."""
         lagging = self.in_flight and self.config.async_scheduling
-        if self.incoming or self.notices or self.deadlines.heap:
-            self._see(self.last_start if lagging else self.now)
+        if (self.incoming or self.notices or self.deadlines.heap) and self.see(
+            self.last_start if lagging else self.now
+        ):
+            self.blocked = False
         if self.offload is not None:
             self._see_tier(self.offload)
         if self.ended and not lagging:
@@ -149,8 +151,10 @@ class Engine(EngineFront):
         self.in_flight = False
         more = self.offload is not None and self._see_tier(self.offload, everything=True)
         if lagging:
-            self._see(self.now)
-            self._give_back()
+            if self.see(self.now):
+                self.blocked = False
+            if self.ended:
+                self._give_back()
             self._join_ready()
         elif self.preemptions == preemptions and not more:
             return None
@@ -159,10 +163,6 @@ class Engine(EngineFront):
             preemptions = self.preemptions
             self.work = self._schedule()
         return self.work
-
-    def _see(self, cutoff: float) -> None:
-        if self.see(cutoff):
-            self.blocked = False
 
     def _see_tier(self, offload: Offload, *, everything: bool = False) -> bool:
         news = offload.see(everything=everything)
@@ -187,16 +187,14 @@ class Engine(EngineFront):
 
     def _give_back(self) -> None:
         """Free the blocks and slots of requests that ended."""
-        if self.ended:
-            if len(self.ended) > 1:
-                self.ended.sort(key=_admission)  # vLLM goes through the running requests in order
-            running = self.running
-            for request in self.ended:
-                if request not in self.abroad:
-                    self.let_go(request)
-                del running[request]
-            self.ended.clear()
-            self.blocked = False
+        if len(self.ended) > 1:
+            self.ended.sort(key=_admission)  # vLLM goes through the running requests in order
+        for request in self.ended:
+            if request not in self.abroad:
+                self.let_go(request)
+            del self.running[request]
+        self.ended.clear()
+        self.blocked = False
 
     def _schedule(self) -> Work | None:
         """Form a batch as vLLM does: running requests first, then admissions while blocks, slots and budget last."""
@@ -210,9 +208,12 @@ class Engine(EngineFront):
         preempted = False
         if chunks is None:
             chunks, stalled, preempted = schedule_in_order(self)
-        budget = self.config.max_num_batched_tokens - self.batch.tokens - sum(tokens for _, tokens in chunks)
-        if (self.waiting or self.loaded) and not preempted and budget > 0 and (chunks or not self.blocked):
-            admit(self, budget, chunks)
+        if (self.waiting or self.loaded) and not preempted and (chunks or not self.blocked):
+            budget = self.config.max_num_batched_tokens - batch.tokens
+            if chunks:
+                budget -= sum(tokens for _, tokens in chunks)
+            if budget > 0:
+                admit(self, budget, chunks)
         self.stalled, self.rejoining = stalled, list(stalled)
         if chunks:
             return self._mixed_work(chunks)
@@ -240,9 +241,8 @@ class Engine(EngineFront):
         """One step with prefill work; decodes take part in it."""
         if self.offload is not None:
             self._tell_tier(self.offload, chunks)
-        decodes = self.batch.size
-        context, growth = self.batch.attended()
-        tokens = self.batch.tokens
+        batch = self.batch
+        decodes = batch.size
         new = 0
         emitting = self.emitting
         for request, chunk in chunks:
@@ -254,13 +254,16 @@ class Engine(EngineFront):
             self.prefilling = []
         elif emitting:
             self.prefilling = [request for request in self.prefilling if request not in emitting]
-        pairs, read = self._attention_work(chunks)
-        self._give_back()
+        if self.ended:
+            self._give_back()
         self.blocked = False
-        waiting = len(self.waiting) + len(self.incoming)
+        context, growth = batch.attended()
+        pairs, read = self._attention_work(chunks)
         work = Work(
-            self.now, 1, tokens + new, decodes + len(chunks), decodes, new, context, growth, pairs, read, waiting
+            self.now, 1, batch.tokens + new, decodes + len(chunks), decodes, new, context, growth, pairs, read,
+            len(self.waiting) + len(self.incoming),
         )  # fmt: skip
+        work.running, work.gaps, work.emitted = len(self.running), decodes - len(self.late), decodes + len(emitting)
         return self._special(work, chunks) if self.special else work
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -287,12 +290,17 @@ class Engine(EngineFront):
             if kv.free < batch.size * (limit // batch.block_size + 1):
                 limit = batch.steps_with_blocks(kv.free, limit)
         context, growth = batch.attended()
-        waiting, size, tokens = len(self.waiting) + len(self.incoming), batch.size, batch.tokens
-        work = Work(self.now, limit, tokens, size, size, 0, context, growth, self.zeros, self.zeros, waiting)
+        size, zeros = batch.size, self.zeros
+        work = Work(
+            self.now, limit, batch.tokens, size, size, 0, context, growth, zeros, zeros,
+            len(self.waiting) + len(self.incoming),
+        )  # fmt: skip
+        work.running, work.gaps, work.emitted = len(self.running), size - len(self.late), size
         return self._special(work, ()) if self.special else work
 
     def _special(self, work: Work, chunks: Sequence[tuple[Request, int]]) -> Work:
         """Count the drafts that a step will accept, and its adapters, which are brought to the GPU."""
+        work.emitted += self.batch.accepted
         tokens, active, load = 0, set[int](), self.warm_up.wait(work.tokens)
         if self.slots is not None:
             tokens = self.batch.adapted_tokens() + sum(chunk for request, chunk in chunks if request.adapter >= 0)
@@ -309,16 +317,11 @@ class Engine(EngineFront):
 
     def _close(self, work: Work) -> None:
         """The steps in flight have been executed: write the segment down and move the sums to its end."""
-        batch = self.batch
-        decodes, count, extras = batch.size, work.count, work.extras or ()
+        batch, kv, count = self.batch, self.kv, work.count
         if count > 1:
-            self.kv.take(batch.blocks_in_run(count))
-        self.recorder.segment((
-            work.start, count, work.first, work.slope, work.tokens, work.logits, decodes, decodes - len(self.late),
-            decodes + batch.accepted + len(self.emitting), work.prefill, len(self.running), work.waiting,
-            self.kv.total - self.kv.free, work.group_tokens, *work.context, *work.growth, *work.pairs,
-            *work.read, *extras,
-        ))  # fmt: skip
+            kv.take(batch.blocks_in_run(count))
+        work.kv_blocks = kv.total - kv.free
+        self.recorder.segment(work)
         self.scheduled_tokens += count * work.tokens
         self.done = work
         self.in_flight = True

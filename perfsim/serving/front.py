@@ -75,7 +75,6 @@ class EngineFront(ABC):
         self.lost_seconds = 0.0  # time that such requests spent here
         self.population = 0  # requests in the engine, and its integral over time
         self.request_seconds = 0.0
-        self._counted_at = 0.0
         self._drafted = len(config.acceptance) + config.lookahead  # slots for drafts past the last token
         self.offload = None if config.tier is None else Offload(self, config.tier)
 
@@ -176,8 +175,7 @@ class EngineFront(ABC):
 
     def count(self, change: int, at: float) -> None:
         """`change` requests more are in the engine from `at` on."""
-        self.request_seconds += self.population * (at - self._counted_at)
-        self._counted_at = at
+        self.request_seconds -= change * at  # entered; those that leave add when they did
         self.population += change
 
     @property

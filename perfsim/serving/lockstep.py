@@ -162,9 +162,9 @@ class LockstepGroup:
         if self._jumps and not any(work.tokens > work.decodes for work in works):
             limit = min(work.count for work in works)
             limit, gpu, slope = slowest(
-                [steps.gpu_run(work.tokens, work.context, work.growth, limit) for work in works]
+                [DecodeRun(*steps.gpu_run(work.tokens, work.context, work.growth, limit)) for work in works]
             )
-            return steps.behind_host(DecodeRun(limit, gpu + together, slope), host)
+            return steps.behind_host(limit, gpu + together, slope, host)
         gpu = max(
             steps.gpu_seconds(work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read)
             for work in works

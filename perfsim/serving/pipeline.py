@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from perfsim.cost.step_model import CompiledSteps, DecodeRun
+from perfsim.cost.step_model import CompiledSteps
 from perfsim.ops.step import Span, prefill_sums
 from perfsim.serving.config import EngineConfig
 from perfsim.serving.front import EngineFront, Hook
@@ -21,22 +21,20 @@ from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.stepwise import admit_head
 from perfsim.serving.timing import TIME_EPS
-from perfsim.serving.work import Work
+from perfsim.serving.work import Extras, Work
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
     """A batch on its way through the stages: its requests with their new tokens, those that get a token out of it.
 
-    It leaves the last stage at `finish`; `running` requests and `blocks` were in use when it entered.
+    It leaves the last stage at `finish`.
     """
 
     work: Work
     batch: list[tuple[Request, int]]
     emitting: list[Request]
     finish: float
-    running: int
-    blocks: int
 
 
 class PipelineEngine(EngineFront):
@@ -122,8 +120,9 @@ class PipelineEngine(EngineFront):
             self.now, 1, len(decodes) + new, len(batch), len(decodes), new, context, (0,) * len(context), pairs, read,
             len(self.waiting) + len(self.incoming),
         )  # fmt: skip
-        blocks = self.kv.total - self.kv.free
-        self.flights.append(Flight(work, batch, emitting, self._enter(work), len(self.running), blocks))
+        work.running, work.gaps, work.emitted = len(self.running), 0, len(emitting)
+        work.kv_blocks = self.kv.total - self.kv.free
+        self.flights.append(Flight(work, batch, emitting, self._enter(work)))
         return work
 
     def price(self, work: Work) -> None:
@@ -137,7 +136,7 @@ class PipelineEngine(EngineFront):
         )
         stage = gpu / self.depth
         host = steps.host_seconds(work.tokens, work.logits)
-        work.first = steps.behind_host(DecodeRun(1, stage, 0.0), host).first_s
+        work.first = steps.behind_host(1, stage, 0.0, host).first_s
         work.start = max(self.now, self.stage_free[0])
         at = self.stage_free[0] = work.start + work.first
         for index in range(1, self.depth):
@@ -223,10 +222,6 @@ class PipelineEngine(EngineFront):
         """A segment: `first_s` is the time in the first stage, `held_s` that until the next batch or the end."""
         work = flight.work
         until = min(flight.finish, self.flights[0].work.start) if self.flights else flight.finish
-        self.recorder.segment((
-            work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, len(flight.emitting),
-            work.prefill,
-            flight.running, work.waiting, flight.blocks, work.group_tokens, *work.context, *work.growth,
-            *work.pairs, *work.read, 0, 0, 0, 0.0, until - work.start,
-        ))  # fmt: skip
+        work.extras = Extras(0, 0, 0, 0.0, until - work.start)
+        self.recorder.segment(work)
         self.scheduled_tokens += work.tokens

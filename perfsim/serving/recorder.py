@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from perfsim.serving.request import Request
+    from perfsim.serving.work import Work
 
 Columns = Mapping[str, "NDArray[np.float64]"]
 
@@ -27,12 +29,16 @@ SEGMENT_COLUMNS = (
 )  # fmt: skip
 EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s", "held_s")  # zeros where an engine has none of it
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
+# The same of a Work. Rows are read off in C, so many at once as stay in the processor's cache meanwhile.
+_AT_ONCE = 1024
+_SEGMENT = attrgetter("start", "count", "first", "slope", "tokens", "logits", "decodes", "gaps", "emitted", "prefill",
+                      "running", "waiting", "kv_blocks", "group_tokens")  # fmt: skip
+_WINDOWS = attrgetter("context", "growth", "pairs", "read")
 
 
-def segment_columns(windows: int) -> tuple[str, ...]:
-    """Names of a segment's columns: attention sums repeat per window, with a suffix after the first."""
-    extra = [name + (f"_{index}" if index else "") for name in WINDOW_COLUMNS for index in range(windows)]
-    return (*SEGMENT_COLUMNS, *extra, *EXTRA_COLUMNS)
+def window_columns(windows: int) -> tuple[str, ...]:
+    """Names of a segment's attention sums: they repeat per window, with a suffix after the first."""
+    return tuple(name + (f"_{index}" if index else "") for name in WINDOW_COLUMNS for index in range(windows))
 
 
 class Sink(Protocol):
@@ -44,7 +50,7 @@ class Sink(Protocol):
 
 
 class Recorder:
-    """Buffers rows as flat doubles and flushes them column-wise.
+    """Buffers what happened and flushes it column-wise.
 
     `logits` sequences are sampled per step and `emitted` tokens put out (a partial prefill's sample is dropped),
     `accepted` draft tokens among them. What a pipeline held for longer than a stage took, it held for `held_s`.
@@ -53,15 +59,16 @@ class Recorder:
     recorded on their own. `segments` and `steps` count what has been flushed.
     """
 
-    __slots__ = ("_gaps", "_limit", "_names", "_requests", "_segments", "_sinks", "finished", "rejected", "segments",
-                 "steps")  # fmt: skip
+    __slots__ = ("_filled", "_gaps", "_limit", "_names", "_requests", "_room", "_sinks", "_table", "_works", "finished",
+                 "rejected", "segments", "steps")  # fmt: skip
 
     def __init__(self, sinks: tuple[Sink, ...], *, windows: int, chunk: int = 1 << 16) -> None:
         self._sinks = sinks
-        self._names = segment_columns(windows)
+        self._names = (*SEGMENT_COLUMNS, *window_columns(windows), *EXTRA_COLUMNS)
         self._limit = chunk
         self._requests = array("d")
-        self._segments: list[tuple[float, ...]] = []
+        self._works: list[Work] = []
+        self._new_table()
         self._gaps = array("d")
         self.finished = 0
         self.segments = 0
@@ -82,11 +89,13 @@ class Recorder:
     def reject(self, reason: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
-    def segment(self, row: tuple[float, ...]) -> None:
-        """One run of steps; `row` follows `segment_columns`, with or without `EXTRA_COLUMNS` but always alike."""
-        self._segments.append(row)
-        if len(self._segments) >= self._limit:
-            self._flush_segments()
+    def segment(self, work: Work) -> None:
+        """One run of steps that has been executed; `extras` either all of them have or none."""
+        self._works.append(work)
+        if len(self._works) >= self._room:
+            self._read_off()
+            if self._filled == self._limit:
+                self._flush_segments()
 
     def gap(self, seconds: float) -> None:
         """An inter-token gap that is not one step long."""
@@ -115,14 +124,31 @@ class Recorder:
                 sink.add_requests(columns)
             self._requests = array("d")
 
+    def _new_table(self) -> None:
+        self._table = np.empty((self._limit, len(self._names)), order="F")
+        self._filled = 0
+        self._room = min(_AT_ONCE, self._limit)  # for works before they are read off
+
+    def _read_off(self) -> None:
+        works, self._works = self._works, []
+        parts = [map(_SEGMENT, works), chain.from_iterable(map(_WINDOWS, works))]
+        if works[0].extras is not None:
+            parts.append(work.extras or () for work in works)
+        flat = [np.fromiter(chain.from_iterable(part), np.float64).reshape(len(works), -1) for part in parts]
+        rows = np.hstack(flat)
+        end = self._filled + len(works)
+        self._table[self._filled : end, : rows.shape[1]] = rows
+        self._table[self._filled : end, rows.shape[1] :] = 0.0
+        self._filled = end
+        self._room = min(_AT_ONCE, self._limit - end)
+
     def _flush_segments(self) -> None:
-        if self._segments:
-            rows, width = len(self._segments), len(self._segments[0])
-            table = np.fromiter(chain.from_iterable(self._segments), np.float64, rows * width).reshape(rows, width)
-            self.segments += len(table)
-            self.steps += int(table[:, self._names.index("steps")].sum())
-            columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(self._names[:width])}
-            columns |= dict.fromkeys(self._names[width:], np.zeros(rows))
+        if self._works:
+            self._read_off()
+        if self._filled:
+            columns = {name: self._table[: self._filled, i] for i, name in enumerate(self._names)}
+            self.segments += self._filled
+            self.steps += int(columns["steps"].sum())
+            self._new_table()
             for sink in self._sinks:
                 sink.add_segments(columns)
-            self._segments = []

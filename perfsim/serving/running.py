@@ -20,32 +20,32 @@ def schedule_together(engine: Engine) -> Chunks | None:
     Order matters when the budget cannot serve everyone, and when taking blocks evicts what a prefill is about to
     share; not if the prefills come last anyway.
     """
-    kv, batch = engine.kv, engine.batch
-    size, lookahead = batch.block_size, engine.config.lookahead
+    kv, batch, config = engine.kv, engine.batch, engine.config
     need = total = batch.new_blocks()
-    if batch.tokens > engine.config.max_num_batched_tokens:
+    budget = config.max_num_batched_tokens - batch.tokens
+    if budget < 0 or need > kv.free:
         return None
-    chunks: Chunks = []
-    needs: list[int] = []
-    if engine.prefilling:
-        config = engine.config
-        budget = config.max_num_batched_tokens - batch.tokens
-        last = engine.prefilling == list(islice(reversed(engine.running), len(engine.prefilling)))[::-1]
-        for request in engine.prefilling:
-            tokens = request.prompt + request.emitted - request.computed
-            if config.long_prefill_token_threshold and len(engine.running) + len(engine.waiting) + engine.aside > 1:
-                tokens = min(tokens, config.long_prefill_token_threshold)
-            if tokens > budget:
-                if not last or budget <= 0:
-                    return None
-                tokens = budget
-            budget -= tokens
-            slots = request.computed + lookahead
-            needs.append(-(-(slots + tokens) // size) - -(-slots // size))
-            total += needs[-1]
-            chunks.append((request, tokens))
-        if total > kv.blank and not last:
-            return None
+    if not engine.prefilling:
+        if need:
+            kv.take(need)
+        return []
+    size, chunks, needs = batch.block_size, [], []
+    last = engine.prefilling == list(islice(reversed(engine.running), len(engine.prefilling)))[::-1]
+    for request in engine.prefilling:
+        tokens = request.prompt + request.emitted - request.computed
+        if config.long_prefill_token_threshold and len(engine.running) + len(engine.waiting) + engine.aside > 1:
+            tokens = min(tokens, config.long_prefill_token_threshold)
+        if tokens > budget:
+            if not last or budget <= 0:
+                return None
+            tokens = budget
+        budget -= tokens
+        slots = request.computed + config.lookahead
+        needs.append(-(-(slots + tokens) // size) - -(-slots // size))
+        total += needs[-1]
+        chunks.append((request, tokens))
+    if total > kv.blank and not last:
+        return None
     if total > kv.free:
         return None
     kv.take(need)

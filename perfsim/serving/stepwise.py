@@ -273,15 +273,12 @@ class StepwiseEngine(EngineFront):
         return work
 
     def _close(self, work: Work, *, accepted: int) -> None:
-        emitting = accepted + sum(
+        work.emitted = accepted + sum(
             request.decoding or request.computed + tokens == request.target for request, tokens in self.batch
         )
-        extras = (work.extras or Extras(0, 0, 0, 0.0))._replace(accepted=accepted)
-        self.recorder.segment((
-            work.start, 1, work.first, 0.0, work.tokens, work.logits, work.decodes, 0, emitting, work.prefill,
-            len(self.running), work.waiting, self.kv.total - self.kv.free, work.group_tokens, *work.context,
-            *work.growth, *work.pairs, *work.read, *extras,
-        ))  # fmt: skip
+        work.extras = (work.extras or Extras(0, 0, 0, 0.0))._replace(accepted=accepted)
+        work.running, work.gaps, work.kv_blocks = len(self.running), 0, self.kv.total - self.kv.free
+        self.recorder.segment(work)
         self.scheduled_tokens += work.tokens
         self.done = work
         self.work = None

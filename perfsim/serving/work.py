@@ -10,15 +10,17 @@ Sums = tuple[int, ...]
 
 
 class Extras(NamedTuple):
-    """Of a step with drafts or LoRA adapters: the last columns of a segment.
+    """Of a step with drafts or LoRA adapters, or of one in a pipeline: the last columns of a segment.
 
-    `load` seconds pass before the step while adapters are copied to the GPU.
+    `load` seconds pass before the step while adapters are copied to the GPU, `held` until the pipeline takes the next
+    one.
     """
 
     accepted: int
     lora_tokens: int
     lora_adapters: int
     load: float
+    held: float = 0.0
 
     @property
     def lora(self) -> tuple[int, int]:
@@ -27,16 +29,22 @@ class Extras(NamedTuple):
 
 
 class Work:
-    """Steps in flight: step i of `count` lasts first + i * slope seconds; sums as in a segment of the recorder.
+    """Steps in flight, then a segment of the recorder: step i of `count` lasts first + i * slope seconds.
 
     The scheduler sets the sums and the most steps that nothing else can change (`count`); the clock, an engine's own or
     that of a lock-step group, sets times. `waiting` requests were queued when it began; `group_tokens` are the new
-    tokens of all data-parallel ranks.
+    tokens of all data-parallel ranks. For the recorder: `running` requests have a slot, for `gaps` of the decodes
+    a step is the time between two tokens, each puts out `emitted` tokens, and `kv_blocks` are in use at the end.
     """
 
+    emitted: int
+    gaps: int
+    kv_blocks: int
+    running: int
+
     __slots__ = (
-        "context", "count", "decodes", "extras", "first", "group_tokens", "growth", "logits", "pairs", "prefill",
-        "read", "slope", "start", "tokens", "waiting",
+        "context", "count", "decodes", "emitted", "extras", "first", "gaps", "group_tokens", "growth", "kv_blocks",
+        "logits", "pairs", "prefill", "read", "running", "slope", "start", "tokens", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -60,9 +68,10 @@ class Work:
 
     def end(self) -> float:
         """When the last step ends."""
-        if self.count == 1:
+        count = self.count
+        if count == 1:
             return self.start + self.first
-        return self.start + run_seconds(self.count, self.first, self.slope)
+        return self.start + (count * self.first + self.slope * (count * (count - 1) / 2))  # run_seconds, without a call
 
     def last_start(self) -> float:
         """When the last step begins."""

@@ -49,7 +49,9 @@ class OneSecondSteps:
     def step_seconds(self, *args: Any) -> float:
         return 1.0
 
-    def decode_run(self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int) -> DecodeRun:
+    def decode_run(
+        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int, *rest: Any
+    ) -> DecodeRun:
         return DecodeRun(limit, 1.0, 0.0)
 
 
