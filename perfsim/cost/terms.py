@@ -30,6 +30,7 @@ from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.hardware import Node
 
 Mix = tuple[tuple[int, float], ...]
+NO_RAMP = PiecewiseLinear([0.0], [0.0], final_slope=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,9 @@ class DecodeTerm:
     """Decode attention of all layers of one shape; `mix` blends the sums over spans into attended entries.
 
     `span` is the only one where an entry per token of one span is attended, else -1: most models need no blending.
-    `curve` is per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together;
-    beside prompt chunks `curve` takes `mixed` times as long.
+    `curve` is per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together, and
+    from `full` entries on it is `ramp_s` seconds in all of the layers; without a ramp that is from none. Beside prompt
+    chunks `curve` takes `mixed` times as long.
     """
 
     mix: Mix
@@ -46,8 +48,10 @@ class DecodeTerm:
     count: int
     launch: float
     curve: PiecewiseLinear
-    ramp: PiecewiseLinear | None = None
-    mixed: float = 1.0
+    ramp: PiecewiseLinear
+    full: float
+    ramp_s: float
+    mixed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +165,12 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
                    op.heads, float(op.tiles), op.format)  # fmt: skip
             count = op.count + (found[key].count if key in found else 0)
             curve, fitted = decode_attention_curve(op, node.accelerator, device), decode_curve(op, device)
-            ramp = None if fitted is None else decode_ramp(op, fitted)
+            ramp = NO_RAMP if fitted is None else decode_ramp(op, fitted) or NO_RAMP
             mixed = 1.0 if fitted is None else mixed_factor(op, fitted)
-            found[key] = DecodeTerm(op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curve, ramp, mixed)
+            found[key] = DecodeTerm(
+                op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curve, ramp, ramp.last,
+                count * ramp.y[-1], mixed,
+            )  # fmt: skip
     return tuple(found.values())
 
 
