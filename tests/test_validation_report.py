@@ -174,7 +174,9 @@ def test_the_fit_finds_coefficients_that_made_the_rows() -> None:
     slope = generator.uniform(0.5, 2.0, (60, 3)) / np.array([1e-3, 500.0, 1e-2]) * 1e-3
     base = generator.uniform(0.01, 0.02, 60)
     models = np.array(["a", "b", "c"] * 20)
-    linear = left_out.Linear(start, base, slope, base + slope @ (true - start), models)
+    linear = left_out.Linear(
+        ("step_host", "sampling_passes", "ingress"), start, base, slope, base + slope @ (true - start), models
+    )
     assert left_out.fit(linear, models != "a") == pytest.approx(true, rel=1e-3)
 
 

@@ -1,10 +1,10 @@
 """Engine coefficients refitted without each model, and that model predicted: inference-sim's runs by stage.
 
-Three coefficients of vLLM's profile are fitted again, all others and the operator curves stay: host time per step,
-sampling passes and latency of the client before the queue. The whole simulator is in the loop: its predictions are
-linearised in the three around the packaged values (they are nearly linear: each adds to the step or to the first
-token), a robust least-squares fit (soft L1 of relative errors of mean TPOT and TTFT, every model weighs the same) finds
-new values, and the model that was left out is simulated with these.
+Those coefficients of vLLM's profile that the runs can tell (host time per step, sampling passes, latency of the client
+before the queue, compilation of kernels) are fitted again, all others and the operator curves stay. The whole simulator
+is in the loop: its predictions are linearised around the packaged values (they are nearly linear: each coefficient adds
+to the step or to the first token), a robust least-squares fit (soft L1 of relative errors of mean TPOT and TTFT, every
+model weighs the same) finds new values, and the model that was left out is simulated with these.
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ Floats = NDArray[np.float64]
 STEM = "isim_vllm_experiments"
 DEVICE, ENGINE = "h100-80gb-sxm", "vllm"
 FITTED = ("tpot_derived_ms", "ttft_mean_ms")
-# Coefficient: the step of its difference quotient, in its own unit.
-STEPS = {"step_host": 2e-4, "sampling_passes": 30.0, "ingress": 1e-3}  # all that a fit of vLLM's profile may move
+# Coefficients that a fit may move: the step of the difference quotient, in the coefficient's own unit.
+STEPS = {
+    "step_host": 2e-4, "sampling_passes": 30.0, "plain_sampling_passes": 10.0, "ingress": 1e-3, "kernel_compile": 0.1,
+}  # fmt: skip
+LEAST_EFFECT = 1e-6  # of a step on any prediction, as a fraction: below it the runs say nothing about a coefficient
 TOLERANCE = 0.05  # relative errors beyond it weigh less
-UNITS = {"step_host": (1e6, "µs"), "sampling_passes": (1.0, ""), "ingress": (1e3, "ms")}
+UNITS = {"step_host": (1e6, "µs"), "ingress": (1e3, "ms"), "kernel_compile": (1e3, "ms")}
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Predictions of `FITTED` as a function of the coefficients: base[n] + slope[n, 3] (c - start[3])."""
+    """Predictions of `FITTED` as a function of the k coefficients `names`: base[n] + slope[n, k] (c - start[k])."""
 
+    names: tuple[str, ...]
     start: Floats
     base: Floats
     slope: Floats
@@ -61,52 +65,55 @@ def run(path: Path) -> Results:
     for model in models:
         fits[model] = fit(linear, linear.model != model)
         own = found.keep(found.texts("model") == model)
-        parts[model] = compare_stages(own, solve=partial(answers, engine=coefficients(fits[model])))
+        engine = coefficients(linear.names, fits[model])
+        parts[model] = compare_stages(own, solve=partial(answers, engine=engine))
     everything = _together(parts, listed, [])
     return stamped({
-        "rows": sum(len(kept) for kept, _ in parts.values()), "start": dict(zip(STEPS, linear.start, strict=True)),
+        "rows": sum(len(kept) for kept, _ in parts.values()), "names": linear.names,
+        "start": dict(coefficients(linear.names, linear.start)),
         "leave one out": [{"section": listed.section, "rows": "not overloaded", "metrics": everything}],
-        "fits": {model or "none left out": dict(zip(STEPS, values, strict=True)) for model, values in fits.items()},
+        "fits": {model or "none left out": dict(coefficients(linear.names, values)) for model, values in fits.items()},
         "left_out": {"all rows": everything,
                      "whole runs": _together(parts, listed, ["stage_index=-1"])},
         "models": {model: _together({model: part}, listed, []) for model, part in parts.items()},
     }, [path])  # fmt: skip
 
 
-def coefficients(values: Sequence[float] | Floats) -> tuple[tuple[str, float], ...]:
-    """The fitted values by name."""
-    return tuple((name, float(value)) for name, value in zip(STEPS, values, strict=True))
+def coefficients(names: Sequence[str], values: Sequence[float] | Floats) -> tuple[tuple[str, float], ...]:
+    """The values by name."""
+    return tuple((name, float(value)) for name, value in zip(names, values, strict=True))
 
 
 def linearised(found: Table) -> Linear:
     """Simulate all runs with the packaged coefficients and with each of them moved."""
     profile = calibration(DEVICE, ENGINE).engine
-    start = np.array([float(getattr(profile, name)) for name in STEPS])
-    kept, base = compare_stages(found, solve=partial(answers, engine=coefficients(start)))
-    moved = []
-    for at, step in enumerate(STEPS.values()):
-        changed = start.copy()
-        changed[at] += step
-        moved.append(compare_stages(found, solve=partial(answers, engine=coefficients(changed)))[1])
+    packaged = {name: getattr(profile, name, None) for name in STEPS}
+    start = {name: float(value) for name, value in packaged.items() if value is not None}
+    # Set explicitly, so that all of them are simulated alike: without bands.
+    kept, base = compare_stages(found, solve=partial(answers, engine=tuple(start.items())))
     values = [base.values[name] for name in FITTED]
-    slopes = [
-        np.concatenate([(outcome.values[name].predicted - base.values[name].predicted) / step for name in FITTED])
-        for outcome, step in zip(moved, STEPS.values(), strict=True)
-    ]
+    said = np.concatenate([one.predicted for one in values])
+    slopes = {}
+    for name, value in start.items():
+        moved = {**start, name: value + STEPS[name]}
+        _, outcome = compare_stages(found, solve=partial(answers, engine=tuple(moved.items())))
+        change = np.concatenate([outcome.values[metric].predicted for metric in FITTED]) - said
+        if np.abs(change / said).max() > LEAST_EFFECT:
+            slopes[name] = change / STEPS[name]
     return Linear(
-        start, np.concatenate([one.predicted for one in values]), np.stack(slopes, axis=1),
+        tuple(slopes), np.array([start[name] for name in slopes]), said, np.stack(list(slopes.values()), axis=1),
         np.concatenate([one.measured for one in values]),
         np.concatenate([kept.texts("model")[one.rows].astype(str) for one in values]),
     )  # fmt: skip
 
 
 def fit(linear: Linear, keep: NDArray[np.bool_]) -> Floats:
-    """Coefficients >= 0 that bring the kept rows closest; float64[3]."""
+    """Coefficients >= 0 that bring the kept rows closest; float64[k]."""
     from scipy.optimize import least_squares
 
     _, place, count = np.unique(linear.model[keep], return_inverse=True, return_counts=True)
     weight = 1.0 / np.sqrt(count[place])
-    scale = np.array(list(STEPS.values()))
+    scale = np.array([STEPS[name] for name in linear.names])
 
     def errors(scaled: Floats) -> Floats:
         said = linear.base[keep] + linear.slope[keep] @ (scaled * scale - linear.start)
@@ -147,12 +154,12 @@ def render(results: Results) -> Iterator[str]:
         for rows, found in results["left_out"].items() for name in listed.metrics if name in found
     ], left=2)  # fmt: skip
     yield ""
-    names = list(STEPS)
-    head = [f"{name} ({UNITS[name][1]})" if UNITS[name][1] else name for name in names]
+    names = results["names"]
+    head = [f"{name} ({UNITS[name][1]})" if name in UNITS else name for name in names]
     rows = []
     for model, values in {"packaged": results["start"], **results["fits"]}.items():
         errors = results["models"].get(model, {})
-        cells_of = [f"{UNITS[name][0] * values[name]:.1f}" for name in names]
+        cells_of = [f"{UNITS.get(name, (1.0, ''))[0] * values[name]:.1f}" for name in names]
         own = [errors.get(metric) for metric in ("tpot_derived_ms", "e2e_mean_ms", "ttft_mean_ms")]
         rows.append((model, *cells_of, *(percent(one["mape_mean"]) if one else "–" for one in own)))
     yield from table(("left out", *head, "TPOT mean error", "E2E", "TTFT"), rows)
