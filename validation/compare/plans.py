@@ -147,6 +147,12 @@ def closed_loop(*, isl: int, osl: int, clients: int, spread: bool) -> tuple[dict
             "output": length(osl)}, sent  # fmt: skip
 
 
+def format_of(name: str | None) -> str | None:
+    """The weight format that the name of a quantised checkpoint ends in, `...-FP8`; None where it has none."""
+    ends = {"fp8": "fp8", "fp4": "nvfp4", "nvfp4": "nvfp4"}
+    return next((ends[part] for part in reversed((name or "").lower().split("-")) if part in ends), None)
+
+
 def weight_formats(model: str, *, gemm: str | None, moe: str | None) -> dict[str, str]:
     """What replaces the checkpoint's formats; {} where the named checkpoint has the stated ones already.
 

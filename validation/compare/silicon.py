@@ -97,7 +97,9 @@ def question_of(row: Row) -> Ask:
         **(plans.keys_of(first, model) if row["mode"] == "agg" else _disaggregated(row, sides, engine, accelerator,
                                                                                    model)),
     }  # fmt: skip
-    formats = plans.weight_formats(model, gemm=row.get("gemm_quant_mode"), moe=row.get("moe_quant_mode"))
+    # Without a stated format, the checkpoint's: its own, or the one that its name says.
+    stated = row.get("gemm_quant_mode") or plans.format_of(row["model_path"])
+    formats = plans.weight_formats(model, gemm=stated, moe=row.get("moe_quant_mode"))
     return ask(content, formats=formats, sent=sent)
 
 
