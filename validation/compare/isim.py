@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsim.ops.cache import growing_bytes
+from perfsim.spec.policy import ServingPolicy
 from validation.compare import facts
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companion
@@ -17,6 +22,7 @@ from validation.compare.facts import InexpressibleError
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.runs import run_statistics, runs_of
 from validation.compare.table import Table
+from validation.compare.traces import write_trace
 
 STAGES = frozenset({"experiment", "model", "hardware", "tp", "precision", "stage_index", "stages", "system_prompt_len",
                     "question_len", "output_len", "max_num_batched_tokens", "max_num_seqs", "e2e_mean_ms"})  # fmt: skip
@@ -60,25 +66,47 @@ def compare_requests(table: Table) -> tuple[Table, Outcome]:
     rows = {} if deployed is None else {str(row["experiment"]): row for row in deployed.rows()}
     questions: dict[tuple[Any, ...], Ask] = {}
     reasons: list[str | None] = [None] * len(table)
-    for run, members in runs.items():
-        row = rows.get(str(run[0]))
-        try:
-            if row is None:
-                raise InexpressibleError(
-                    "deployment not published: no table of experiments with this run beside this one"
-                )
-            questions[run] = question_of({**row, **_measured_lengths(table, members)})
-        except InexpressibleError as missing:
-            for index in members:
-                reasons[index] = str(missing)
-    return table, run_statistics(
-        table, runs, questions, reasons,
-        measured=_measured_requests, predicted=("ttft_s", "tpot_s", "e2e_s"),
+    with tempfile.TemporaryDirectory() as folder:
+        for run, members in runs.items():
+            row = rows.get(str(run[0]))
+            try:
+                if row is None:
+                    raise InexpressibleError(
+                        "deployment not published: no table of experiments with this run beside this one"
+                    )
+                trace = _trace(table, members, Path(folder))
+                questions[run] = question_of({**row, **_measured_lengths(table, members)}, trace=trace)
+            except InexpressibleError as missing:
+                for index in members:
+                    reasons[index] = str(missing)
+        outcome = run_statistics(
+            table, runs, questions, reasons,
+            measured=_measured_requests, predicted=("ttft_s", "tpot_s", "e2e_s"),
+        )  # fmt: skip
+    return table, outcome
+
+
+def _trace(table: Table, members: NDArray[np.intp], folder: Path) -> Path | None:
+    """The requests as they were sent, their prompts in rotation; None where a time or a length is missing."""
+    names = ("request_index", "arrival_s", "input_tokens", "output_tokens_configured")
+    columns = {name: table.numbers(name)[members] for name in names}
+    if not all(np.isfinite(column).all() for column in columns.values()):
+        return None
+    order = np.lexsort((columns["request_index"], columns["arrival_s"]))
+    index, arrival, prompts, outputs = (column[order] for column in columns.values())
+    # One name for a whole prompt: what prompts of a group share is not known, because their order is not.
+    prompt = index % facts.facts("clients")["inference_perf"]["distinct_prompts"]
+    return write_trace(
+        folder, arrival_s=arrival - arrival[0], prompt_tokens=prompts, output_tokens=outputs,
+        hash_block_ids=[[int(name)] for name in prompt], hash_block_tokens=int(prompts.max()),
     )  # fmt: skip
 
 
-def question_of(row: Row) -> Ask:
-    """The scenario of a run; InexpressibleError when a fact about it was not published."""
+def question_of(row: Row, *, trace: Path | None = None) -> Ask:
+    """The scenario of a run, with the requests of `trace`; InexpressibleError when a fact about it was not published.
+
+    Without a trace, requests are sent as inference-perf sends them.
+    """
     client = facts.facts("clients")["inference_perf"]
     model = facts.model(row["model"])
     hardware = facts.device(row["hardware"])
@@ -93,7 +121,7 @@ def question_of(row: Row) -> Ask:
         "async_scheduling": facts.version_of("vllm", client["engine_version"])["async_scheduling"],
         "sampling": _sampling(model),
     }  # fmt: skip
-    policy |= _memory(row, model=model, tp=tp, client=client)
+    policy |= _memory(row, model=model, client=client)
     content: dict[str, Any] = {
         "model": model, "hardware": hardware, "engine": "vllm", "policy": policy,
         "workload": {
@@ -104,6 +132,8 @@ def question_of(row: Row) -> Ask:
             "timeout": client["timeout_s"],
         },
     }  # fmt: skip
+    if trace is not None:
+        content["workload"] = {"kind": "trace", "trace": str(trace), "timeout": client["timeout_s"]}
     content["parallel"] = {"tp": tp}
     if dp > 1:
         # Replicas that share nothing, experts neither: a run with dp 2 has the time per token of one replica at half
@@ -118,7 +148,15 @@ def _sampling(model: str) -> str:
     return str(next((kind for part, kind in found["models"] if part in model.lower()), found["others"]))
 
 
-def _memory(row: Row, *, model: str, tp: int, client: Mapping[str, Any]) -> dict[str, Any]:
+def _block_bytes(model: str) -> float:
+    """K/V of one block of tokens on all GPUs."""
+    arch, policy = facts.arch(model), ServingPolicy()
+    tokens = sum(group.count * growing_bytes(arch, group, tp=1, kv_cache_dtype=policy.kv_cache_dtype)
+                 for group in arch.layers)  # fmt: skip
+    return policy.block_size * tokens
+
+
+def _memory(row: Row, *, model: str, client: Mapping[str, Any]) -> dict[str, Any]:
     """The KV pool: vLLM's own count where its log was published, else what perfsim works out from the utilisation."""
     policy: dict[str, Any] = {}
     if row.get("total_kv_blocks"):
@@ -127,9 +165,10 @@ def _memory(row: Row, *, model: str, tp: int, client: Mapping[str, Any]) -> dict
         policy["gpu_memory_utilization"] = float(row["gpu_mem_util"])
     else:
         raise InexpressibleError("size of the KV pool not published")
-    if row.get("cpu_kv_blocks") or row.get("cpu_offload"):
-        # 8 GiB per GPU: of two runs of one model with their logs, the one on two GPUs has twice the blocks.
-        policy["kv_offload"] = {"capacity": client["offload_bytes"] * tp}
+    if row.get("cpu_kv_blocks"):
+        policy["kv_offload"] = {"capacity": math.ceil(row["cpu_kv_blocks"] * _block_bytes(model))}
+    elif row.get("cpu_offload"):
+        policy["kv_offload"] = {"capacity": client["offload_bytes"]}
     elif row.get("cpu_offload") is None and not row.get("total_kv_blocks"):
         raise InexpressibleError("KV offload not published")
     return policy
@@ -218,24 +257,26 @@ def _pairs(index: int, row: Row, answer: Answer) -> Iterator[Pair]:
         value = (mean["e2e_s"] - mean["ttft_s"]) / (row["output_len"] - 1)
         yield _pair(index, "tpot_derived_ms", row["tpot_derived_ms"], value, answer, "tpot.mean")
     if row.get("requests_per_s"):
-        span = _span(found, mask, int(first), int(last), seconds=stages[stage][1])
+        tail = ends[-2] if stage < 0 and len(ends) > 1 else first
+        span = _span(found, int(first), int(last), tail=int(tail), seconds=stages[stage][1])
         value = float(mask.sum() / span)
         yield _pair(index, "requests_per_s", row["requests_per_s"], value, answer, "throughput.requests_per_s")
 
 
-def _span(found: Mapping[str, NDArray[np.float64]], mask: NDArray[np.bool_], first: int, last: int, *,
-          seconds: float) -> float:  # fmt: skip
+def _span(found: Mapping[str, NDArray[np.float64]], first: int, last: int, *, tail: int, seconds: float) -> float:
     """From the first request sent to the last one answered or given up, of requests `first` to `last` - 1.
 
     Of requests that were not answered the time of sending is not known: it lies between those of their neighbours, and
-    the last one of a stage is sent when the stage ends.
+    the last one is sent when the stage that begins with request `tail` ends, after `seconds`.
     """
+    mask = (found["request_index"] >= first) & (found["request_index"] < last)
     order, sent = found["request_index"][mask], found["arrival_s"][mask]
     begin, end = float(sent.min()), float((sent + found["e2e_s"][mask]).max())
     missing = np.setdiff1d(np.arange(first, last), order)
     if len(missing):
         timeout = facts.facts("clients")["inference_perf"]["timeout_s"]
-        known = np.append(order, last - 1.0), np.append(sent, max(begin + seconds, float(sent.max())))
+        closing = float(sent[order >= tail].min() if (order >= tail).any() else sent.max()) + seconds
+        known = np.append(order, last - 1.0), np.append(sent, max(closing, float(sent.max())))
         end = max(end, float(np.interp(missing[-1], *known)) + timeout)
     return end - begin
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from validation.compare.facts import InexpressibleError
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.runs import Runs, run_statistics, runs_of
 from validation.compare.table import Table
+from validation.compare.traces import write_trace
 
 REQUESTS = frozenset({"hardware", "model", "vllm_version", "tp", "dp", "ep", "max_num_seqs", "max_num_batched_tokens",
                       "request_index", "arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "e2e_s",
@@ -103,23 +103,14 @@ def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
 
 def _trace(rows: list[dict[str, Any]], folder: Path) -> Path:
     """The requests as a trace; they reach the engine when they did, not when they were planned to."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     arrival = "queued_engine_s" if rows[0].get("queued_engine_s") is not None else "arrival_s"
     rows = sorted(rows, key=lambda row: (row[arrival], row["request_index"]))
-    columns: dict[str, Any] = {
-        "arrival_s": pa.array([row[arrival] for row in rows], pa.float64()),
-        "prompt_tokens": pa.array([row["prompt_tokens"] for row in rows], pa.int64()),
-        "output_tokens": pa.array([row["output_tokens"] for row in rows], pa.int64()),
-    }
-    if rows[0].get("hash_block_ids") is not None:
-        columns["hash_block_ids"] = pa.array(list(_whole_prompts(rows)), pa.list_(pa.int64()))
-        columns["hash_block_tokens"] = pa.array([BLOCK] * len(rows), pa.int64())
-    name = hashlib.sha256(repr([tuple(row.items()) for row in rows]).encode()).hexdigest()[:16]
-    path = folder / f"{name}.parquet"
-    pq.write_table(pa.table(columns), path)
-    return path
+    return write_trace(
+        folder, arrival_s=[row[arrival] for row in rows], prompt_tokens=[row["prompt_tokens"] for row in rows],
+        output_tokens=[row["output_tokens"] for row in rows],
+        hash_block_ids=None if rows[0].get("hash_block_ids") is None else list(_whole_prompts(rows)),
+        hash_block_tokens=BLOCK,
+    )  # fmt: skip
 
 
 def _whole_prompts(rows: list[dict[str, Any]]) -> Iterator[list[int]]:
