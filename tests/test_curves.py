@@ -36,15 +36,18 @@ fractions, microseconds = st.floats(0.02, 1), st.floats(0, 50e-6)
 gemm_curves = st.builds(
     GemmCurve, launch=microseconds, ramp=microseconds, ramp_depth=st.floats(1, 2e4), bandwidth=fractions,
     compute=fractions, row_padding=st.floats(0, 300), depth_padding=st.floats(0, 4000), sharpness=st.floats(1, 12),
-    row_seconds=st.floats(0, 1e-7), quantise_bandwidth=st.none() | fractions,
+    row_seconds=st.floats(0, 1e-7), quantise_bandwidth=st.none() | fractions, tile_loss=st.floats(0, 1),
+    tail=st.floats(0, 1),
 )  # fmt: skip
 decode_curves = st.builds(
     DecodeCurve, launch=microseconds, bandwidth=fractions, tile=microseconds, sharpness=st.floats(1, 12),
     ramp=microseconds, ramp_bytes=st.floats(1e5, 1e9), mixed_reread=st.floats(0, 1), compute=st.none() | fractions,
+    wide=st.floats(0, 1e-8),
 )  # fmt: skip
 prefill_curves = st.builds(
     PrefillCurve, launch=microseconds, compute=fractions, head_padding=st.floats(0, 300), bandwidth=fractions,
-    critical_rows=st.floats(0, 300), tile=st.floats(0, 1e-7),
+    critical_rows=st.floats(0, 300), tile=st.floats(0, 1e-7), kv_tile=st.floats(0, 1e-7), diagonal=st.floats(0, 500),
+    packed=st.floats(1, 16),
 )  # fmt: skip
 expert_curves = st.builds(
     ExpertCurve, launch=microseconds, bandwidth=fractions, compute=fractions, expert_padding=st.floats(0, 300),

@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perfsim.cost.roofline import coefficients
+from perfsim.ops.op import Op
 from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
-from perfsim.spec.operators_file import BackendCurves, OperatorsFile
+from perfsim.spec.operators_file import BackendCurves, OperatorsFile, load_operators, withheld_devices
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
-from validation.ops.predict import compare
+from validation.ops.predict import compare, fitted_file
 from validation.ops.slice import KINDS, slice_rows
 
 FOLDER = Path(__file__).resolve().parents[1] / "hardware" / "calibration" / "operators"
-FILES = sorted(FOLDER.glob("*.yaml"))
+FILES = sorted(FOLDER.rglob("*.yaml"))
 COMPARED = [(rows, compare(rows)) for rows in slice_rows()]
 
 
@@ -43,13 +45,34 @@ def test_engines_and_devices_without_rows_borrow_and_say_so() -> None:
     other = find_calibration(accelerator="h100-80gb-sxm", engine="trtllm").device.curves
     assert other.source.startswith("trtllm ")
     assert other.gemm["bf16"] != own.gemm["bf16"]
-    assert other.collective == own.collective  # timed for vLLM alone
+    assert other.collective["all_gather"] == own.collective["all_gather"]  # NCCL's, whatever the engine
+    assert other.collective["custom_all_reduce"] != own.collective["custom_all_reduce"]
     borrowed = find_calibration(accelerator="h800-80gb-sxm", engine="vllm").device.curves
     assert (borrowed.gemm, borrowed.source) == (own.gemm, own.source)
     assert not borrowed.collective
     assert all(borrowed.discrepancy[kind] >= spread for kind, spread in own.discrepancy.items() if kind != "collective")
     assert borrowed.discrepancy["prefill"] > own.discrepancy["prefill"]
     assert find_calibration(accelerator="gb200-186gb", engine="vllm").device.curves.source.endswith("gb200-186gb")
+
+
+def test_withheld_curves_stay_out_of_simulations() -> None:
+    withheld = withheld_devices(FOLDER.parent)
+    assert withheld
+    for device, reason in withheld.items():
+        assert len(reason) > 40
+        assert not (FOLDER / f"{device}.yaml").exists()
+        assert not find_calibration(accelerator=device, engine="vllm").device.curves.source
+        assert load_operators(FOLDER.parent, device=device, engine="vllm", borrowed=False, withheld=True).gemm
+        assert fitted_file(device) is not None
+
+
+def test_elementwise_kernels_take_a_measured_launch_and_bandwidth() -> None:
+    own = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").device
+    curve = own.curves.stream["quantise"]
+    op = Op("elementwise", "norm", 1, 0.0, 1e6, 1e6, "fp32")
+    assert coefficients(op, own) == (curve.launch, 1.0, curve.bandwidth)
+    guessed = find_calibration(accelerator="a100-80gb-sxm", engine="vllm").device
+    assert coefficients(op, guessed) == (guessed.elementwise_launch, 1.0, guessed.elementwise_bandwidth)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -50,7 +50,7 @@ def fit_together(groups: list[Rows], chips: list[Accelerator], shape: Form) -> F
     from scipy.optimize import least_squares
 
     names = list(shape.bounds)
-    start, low, high = (np.log([shape.bounds[name][at] for name in names]) for at in range(3))
+    low, high = (np.log([shape.bounds[name][at] for name in names]) for at in (1, 2))
     measured = np.log(np.concatenate([group.seconds for group in groups]))
 
     def errors(logs: Array) -> Array:
@@ -59,9 +59,14 @@ def fit_together(groups: list[Rows], chips: list[Accelerator], shape: Form) -> F
         result: Array = np.log(np.concatenate(predicted)) - measured
         return result
 
-    found = least_squares(
-        errors, start, bounds=(low, high), loss="soft_l1", f_scale=SOFT, ftol=CLOSE, xtol=CLOSE, max_nfev=STEPS
-    )
+    searches = [
+        least_squares(
+            errors, np.log([start[name] for name in names]), bounds=(low, high), loss="soft_l1", f_scale=SOFT,
+            ftol=CLOSE, xtol=CLOSE, max_nfev=STEPS,
+        )
+        for start in shape.starts()
+    ]  # fmt: skip
+    found = min(searches, key=lambda search: float(search.cost))
     values = dict(zip(names, np.exp(found.x).tolist(), strict=True))
     clusters = np.concatenate([np.char.add(f"{group.device} ", group.shape) for group in groups])
     return Fitted(shape, groups[0], values, _sandwich(found.jac, found.fun, clusters))

@@ -16,17 +16,17 @@ import numpy as np
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.collective import FAMILIES, filling, scaled
-from perfsim.cost.curves import QUANTISED_BYTES, blended, padded
+from perfsim.cost.curves import MOST_ROWS, QUANTISED_BYTES, TILE_COLUMNS, WIDEST, blended, computed_rows
 from perfsim.cost.device import peak_flops
 from perfsim.cost.topology import Fabric, fabric
 from perfsim.ops.mlp import distinct_experts
 from perfsim.ops.op import Collective, CollectiveKind
 from perfsim.spec.catalog import node
-from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, PrefillCurve
+from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, PrefillCurve, StreamCurve
 from perfsim.spec.hardware import Accelerator
 from perfsim.spec.model import WEIGHT_BYTES
 
-Curve = GemmCurve | DecodeCurve | PrefillCurve | ExpertCurve | LinkCurve
+Curve = GemmCurve | DecodeCurve | PrefillCurve | ExpertCurve | LinkCurve | StreamCurve
 ACTIVATION = 2.0  # bytes of a 16-bit number
 ARITHMETIC = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4"}  # all other formats are expanded to 16 bits
 
@@ -39,7 +39,8 @@ BOUNDS: dict[Kind, Bounds] = {
     "gemm": {
         "launch": (3 * US, 0.3 * US, 40 * US), "ramp": (4 * US, 0.01 * US, 40 * US), "ramp_depth": (2e3, 50.0, 2e4),
         "bandwidth": (0.85, 0.2, 1.0), "compute": (0.8, 0.1, 1.0), "row_padding": (30.0, 0.01, 300.0),
-        "depth_padding": (100.0, 1.0, 4000.0), "sharpness": (3.0, 1.0, 12.0),
+        "depth_padding": (100.0, 1.0, 4000.0), "tile_loss": (0.3, 0.001, 1.0), "tail": (0.1, 0.0001, 1.0),
+        "sharpness": (3.0, 1.0, 12.0),
     },
     "decode": {
         "launch": (10 * US, 1 * US, 40 * US), "bandwidth": (0.85, 0.1, 1.0), "tile": (3 * US, 0.05 * US, 40 * US),
@@ -48,8 +49,10 @@ BOUNDS: dict[Kind, Bounds] = {
     "prefill": {
         "launch": (10 * US, 1 * US, 40 * US), "compute": (0.8, 0.1, 1.0), "head_padding": (50.0, 0.1, 500.0),
         "bandwidth": (0.7, 0.05, 1.0), "critical_rows": (50.0, 0.1, 600.0), "tile": (10e-9, 0.01e-9, 400e-9),
+        "kv_tile": (10e-9, 0.01e-9, 400e-9), "diagonal": (64.0, 0.1, 1000.0), "packed": (2.0, 1.0, 16.0),
     },
     "collective": {},  # see COLLECTIVE
+    "stream": {"launch": (2 * US, 0.3 * US, 40 * US), "bandwidth": (0.85, 0.01, 1.0), "column": (5e-11, 1e-13, 1e-9)},
     "moe": {
         "launch": (20 * US, 1 * US, 400 * US), "bandwidth": (0.8, 0.05, 1.0), "compute": (0.5, 0.02, 1.0),
         "expert_padding": (20.0, 0.01, 300.0), "passes": (3.0, 0.01, 60.0), "sharpness": (3.0, 1.0, 12.0),
@@ -59,9 +62,15 @@ QUANTISING: Bounds = {"row_seconds": (3e-9, 1e-11, 3e-7), "quantise_bandwidth": 
 SKEW: Bounds = {"popularity": (0.8, 0.1, 3.0)}  # Zipf exponent per unit of the table's own exponent
 # Latent attention: few heads do not fill the matrix units, many are bound by them.
 LATENT: Bounds = {"compute": (0.6, 0.05, 1.0)}
+# Kernels that expand 8-bit K and V before their products; the search begins where this binds, else nothing moves it.
+WIDE: Bounds = {"wide": (0.3e-9, 0.001e-9, 2e-9)}
 # Of each family of algorithms. NCCL's all-reduces take longer to begin than the engines' own; where a search begins
-# decides which algorithm it believes a size to run.
+# decides which algorithm it believes a size to run, so that it begins more than once.
 SLOW_START = {"ring_all_reduce": 40 * US, "nvls_all_reduce": 7 * US}
+OTHER_STARTS = (
+    {"ring_all_reduce.launch": 8 * US, "nvls_all_reduce.launch": 20 * US, "nvls_all_reduce.ramp": 40 * US},
+    {"ring_all_reduce.launch": 15 * US, "ring_all_reduce.ramp": 80 * US, "nvls_all_reduce.bandwidth": 0.4},
+)
 COLLECTIVE: Bounds = {
     "launch": (5 * US, 0.5 * US, 60 * US), "hop": (1 * US, 0.01 * US, 20 * US), "bandwidth": (0.7, 0.02, 1.0),
     "ramp": (5 * US, 0.01 * US, 200 * US), "ramp_bytes": (1e6, 5e4, 3e8),
@@ -78,10 +87,17 @@ class Form:
     bounds: Bounds
     fixed: Mapping[str, float]
 
+    def starts(self) -> list[dict[str, float]]:
+        """Where the search begins: more than once where it can choose the wrong algorithm."""
+        first = {name: start for name, (start, _, _) in self.bounds.items()}
+        others = OTHER_STARTS if len(self.bounds) > len(COLLECTIVE) and self.kind == "collective" else ()
+        return [first, *({**first, **{k: v for k, v in other.items() if k in first}} for other in others)]
+
     def seconds(self, values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
         """What the curve predicts for every row, under the conditions of the benchmark."""
         formula = {
-            "gemm": _gemm, "decode": _decode, "prefill": _prefill, "moe": _experts, "collective": _collective
+            "gemm": _gemm, "decode": _decode, "prefill": _prefill, "moe": _experts, "collective": _collective,
+            "stream": _stream,
         }[self.kind]  # fmt: skip
         result: Array = formula({**self.fixed, **values}, rows, chip)
         return result
@@ -90,7 +106,7 @@ class Form:
         """The curve without the conditions of the benchmark; of collectives, that of one family."""
         kind: Any = {
             "gemm": GemmCurve, "decode": DecodeCurve, "prefill": PrefillCurve, "moe": ExpertCurve,
-            "collective": LinkCurve,
+            "collective": LinkCurve, "stream": StreamCurve,
         }[self.kind]  # fmt: skip
         prefix = f"{family}." if family else ""
         kept = {
@@ -120,6 +136,10 @@ def form(rows: Rows) -> Form:
         if rows.backend == "vllm":  # timed with eager launches; TensorRT-LLM's kernels take 11 to 15 us at no work
             bounds |= HOST
             fixed = {"launch": 14 * US}
+        if rows.kind == "prefill":  # one K/V head for all: what it costs cannot be told from what the queries do
+            fixed |= {"kv_tile": 0.0, "diagonal": 0.0, "packed": 1.0}
+    if rows.kind == "decode" and rows.format == "fp8":
+        bounds |= WIDE
     if rows.kind == "gemm" and rows.format in ARITHMETIC:
         bounds |= QUANTISING
         if rows.backend == "vllm" and rows.format == "fp8_block":
@@ -140,7 +160,7 @@ def fit_range(rows: Rows) -> Rows:
     over ranks are left out, because the source times the rank with the most rows, whose share it does not tell.
     """
     columns = rows.columns
-    if rows.kind == "collective":
+    if rows.kind in ("collective", "stream"):
         return rows
     if rows.kind == "gemm":
         return rows.where((columns["n"] >= 256) & (columns["k"] >= 256))
@@ -165,6 +185,8 @@ def resident(rows: Rows, chip: Accelerator) -> Array:
 def _moved(rows: Rows) -> tuple[Array, Array]:
     """(bytes, distinct experts) of each row; the experts are those of equal loads, and 0 elsewhere."""
     c = rows.columns
+    if rows.kind == "stream":
+        return c["bytes"], 0.0 * c["bytes"]
     if rows.kind == "gemm":
         entering = {"fp8": 1.0, "fp8_block": 1.0, "nvfp4": 9 / 16}.get(rows.format, ACTIVATION)
         moved = c["n"] * c["k"] * WEIGHT_BYTES[rows.format] + c["m"] * (c["k"] * entering + c["n"] * ACTIVATION)
@@ -204,8 +226,9 @@ def _gemm(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
     moved = _moved(rows)[0]
     memory = moved / (values["bandwidth"] * bandwidth) * _warm(values, moved, chip)
     rate = values["compute"] * peak_flops(chip, ARITHMETIC.get(rows.format, "bf16"))
-    product = 2 * c["m"] * (c["k"] + values["depth_padding"]) * c["n"]
-    compute = product * padded(c["m"], values["row_padding"]) / rate
+    rows_done = computed_rows(c["m"], loss=values["tile_loss"], padding=values["row_padding"])
+    tail = values["tail"] * MOST_ROWS * TILE_COLUMNS * (chip.sm_count or 0)
+    compute = 2 * (rows_done * c["n"] + tail) * (c["k"] + values["depth_padding"]) / rate
     fixed = values["launch"] + values["ramp"] * c["k"] / (c["k"] + values["ramp_depth"])
     per_row = values.get("row_seconds", 0.0) + 0.0 * c["k"]
     if "quantise_bandwidth" in values:
@@ -230,6 +253,9 @@ def _decode(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array
     if "compute" in values:
         rate = values["compute"] * peak_flops(chip, "bf16")
         each = np.maximum(each, c["pair"] * _attended(rows)[1] / rate)
+    if "wide" in values:
+        columns = np.maximum(c["dim"] - WIDEST, 0.0)
+        each = np.maximum(each, values["wide"] * columns * c["tiles"] / (chip.sm_count or 1) * _attended(rows)[1])
     return _above_host(values, values["launch"] + filling + c["sequences"] * each)
 
 
@@ -241,8 +267,16 @@ def _prefill(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Arra
     moved = _moved(rows)[0]
     memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip)
     critical = head * units * values["critical_rows"] * np.sqrt(2 * pairs)
-    tiles = c["sequences"] * c["new"] * c["heads"] * values["tile"] / units
+    tile = (c["heads"] * values["tile"] + c["tiles"] * values["kv_tile"]) / units
+    tile = tile + head * values["diagonal"] * np.minimum(c["heads"], values["packed"] * c["tiles"])
+    tiles = c["sequences"] * c["new"] * tile
     return _above_host(values, values["launch"] + head * c["heads"] * pairs + critical + memory + tiles)
+
+
+def _stream(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
+    moved = rows.columns["bytes"]
+    memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip)
+    return np.asarray(values["launch"] + values["column"] * rows.columns["width"] + memory)
 
 
 def _experts(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
@@ -267,7 +301,7 @@ def families_of(rows: Rows) -> list[str]:
     links = fabric(node(rows.device))
     switched = any(level.in_switch for level in links.path(int(rows.columns["gpus"].min())))
     direct = all(level.direct for level in links.path(int(rows.columns["gpus"].min())))
-    own = ["custom_all_reduce"] if direct else []
+    own = ["custom_all_reduce"] if direct and rows.backend != "nccl" else []
     return [*own, "ring_all_reduce", *(["nvls_all_reduce"] if switched else [])]
 
 

@@ -21,10 +21,12 @@ from perfsim.calibrate.rows import (
     mla_rows,
     moe_rows,
     newest,
+    stream_rows,
 )
 from perfsim.calibrate.transfer import left_out, spread
 from perfsim.errors import InputError
 from perfsim.spec.catalog import accelerator
+from perfsim.spec.operators_file import WITHHELD, withheld_devices
 
 BACKEND = "vllm"  # kernels that stand in for those of engines nobody timed apart
 FEW = 600  # rows: a format with fewer in range gets no curve
@@ -49,7 +51,7 @@ def all_rows(folder: Path) -> list[Rows]:
     """Every group of measured rows that a curve can describe, in a fixed order."""
     rows = [
         *gemm_rows(folder), *attention_rows(folder, "decode"), *attention_rows(folder, "prefill"), *mla_rows(folder),
-        *moe_rows(folder), *collective_rows(folder),
+        *moe_rows(folder), *collective_rows(folder), *stream_rows(folder),
     ]  # fmt: skip
     usable = [group for group in newest(rows) if len(fit_range(group)) >= LEAST.get(group.kind, FEW)]
     return sorted(usable, key=lambda group: (group.device, group.backend, group.kind, group.format))
@@ -163,11 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    options.output.mkdir(parents=True, exist_ok=True)
+    withheld = withheld_devices(options.output.parent)
     for device in sorted({rows.device for rows in groups}):
         own = [pair for pair in fits if pair[1].device == device]
         lines = document(device, own, missed.get(device, {}), mixed if device in SAME_KERNEL else None)
-        (options.output / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        folder = options.output / WITHHELD if device in withheld else options.output
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
 

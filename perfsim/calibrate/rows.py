@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from perfsim.errors import InputError
 
 Array = NDArray[np.float64]
-Kind = Literal["gemm", "decode", "prefill", "moe", "collective"]
+Kind = Literal["gemm", "decode", "prefill", "moe", "collective", "stream"]
 
 # aiconfigurator's names of systems, and the descriptors they were measured on. It also has Intel's B60: not described.
 SYSTEMS = {
@@ -27,6 +28,11 @@ FORMATS = {
 }  # fmt: skip
 # Kernels that were timed before they were tuned: vLLM's 8-bit experts take 2.5 times as long as its 16-bit ones there.
 UNTUNED = {("h100-80gb-sxm", "vllm", "moe", "fp8"), ("h200-141gb-sxm", "vllm", "moe", "fp8")}
+# Kernels of aic_quantize. SGLang's takes ten times as long as its bytes; it is not one that stands for others.
+STREAMS = {
+    ("scale_matrix", "vllm"): "quantise", ("scale_matrix", "trtllm"): "quantise",
+    ("scale_matrix", "sglang"): "quantise-slow", ("computescale", "trtllm"): "requantise",
+}  # fmt: skip
 HELD_OUT = 64  # of 256: the share of shapes that no fit ever sees
 
 
@@ -177,25 +183,44 @@ def mla_rows(folder: Path) -> Iterator[Rows]:
 def collective_rows(folder: Path) -> Iterator[Rows]:
     """collectives: one node, the newest version each; the format is the kind of collective.
 
-    All-reduces as vLLM runs them in CUDA graphs, the rest as nccl-tests timed NCCL. `bytes` is what one GPU contributes
-    to a gather and the whole vector elsewhere. L40S nodes of 4 and 8 GPUs are left out: their host had no peer-to-peer.
+    All-reduces as engines run them in CUDA graphs, and everything as nccl-tests timed NCCL, whose all-reduces are a
+    backend of their own; its other kernels are those of every engine. `bytes` is what one GPU contributes to a gather
+    and the whole vector elsewhere. L40S nodes of 4 and 8 GPUs are left out: their host had no peer-to-peer.
     """
     keys = ("system", "library", "framework", "op_name", "impl", "version")
     raw = read(folder, "collectives", [*keys, "source", "dtype", "num_nodes", "num_gpus", "bytes", "latency_us"])
     ours = (raw["source"] == "aiconfigurator") & (raw["num_nodes"] == 1) & (raw["dtype"] != "int8")
     raw = {name: values[ours] for name, values in raw.items()}
-    for (system, library, _, name, impl, version), at in groups(raw, keys):
+    for (system, library, framework, name, impl, version), at in groups(raw, keys):
         kind = {"alltoall": "all_to_all"}.get(name, name)
-        engine = kind == "all_reduce" and impl == "vllm_graph"
-        if not engine and (library != "nccl" or kind not in ("all_gather", "reduce_scatter", "all_to_all")):
+        engine = kind == "all_reduce" and impl.lower() in ("vllm_graph", "sglang_graph", "trtllm")
+        if kind not in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all") or not (
+            engine or library == "nccl"
+        ):
             continue
+        backend = framework if engine else "nccl" if kind == "all_reduce" else "vllm"
         gpus, size = number(raw["num_gpus"][at]), number(raw["bytes"][at])
         part = size / gpus if kind == "all_gather" else size
         keep = (gpus == 2) | (system != "l40s")
         yield from _known(
-            system, "vllm", version if engine else f"nccl {version}", "collective", kind, "collectives",
+            system, backend, version if engine else f"nccl {version}", "collective", kind, "collectives",
             {"gpus": gpus[keep], "bytes": part[keep]}, raw["latency_us"][at][keep], (gpus[keep], size[keep]),
         )  # fmt: skip
+
+
+def stream_rows(folder: Path) -> Iterator[Rows]:
+    """aic_quantize: activations to 8 bits, with a given scale or after a pass that finds it.
+
+    vLLM's times of that pass are left out: they are differences, of up to twice the rate that HBM has.
+    """
+    keys = ("system", "framework", "version", "op", "quant_dtype")
+    raw = read(folder, "aic_quantize", [*keys, "m", "k", "latency_us"])
+    for (system, backend, version, op, dtype), at in groups(raw, keys):
+        kernel = STREAMS.get((op, backend)) if dtype == "fp8" else None
+        m, k = number(raw["m"][at]), number(raw["k"][at])
+        columns = {"rows": m, "width": k, "bytes": m * k * (5.0 if kernel == "requantise" else 3.0)}
+        yield from _known(system, backend, version, "stream", kernel, "aic_quantize", columns, raw["latency_us"][at],
+                          (k,))  # fmt: skip
 
 
 def moe_rows(folder: Path) -> Iterator[Rows]:
@@ -233,7 +258,14 @@ def newest(rows: list[Rows]) -> list[Rows]:
     found: dict[tuple[str, str, str, str], list[Rows]] = {}
     for group in rows:
         found.setdefault((group.device, group.backend, group.kind, group.format), []).append(group)
-    return [_joined([g for g in same if g.version == max(h.version for h in same)]) for same in found.values()]
+    return [
+        _joined([g for g in same if g.version == max((h.version for h in same), key=_age)]) for same in found.values()
+    ]
+
+
+def _age(version: str) -> list[int]:
+    """The numbers in a version, so that 0.5.14 is newer than 0.5.9."""
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def _joined(same: list[Rows]) -> Rows:

@@ -18,6 +18,8 @@ from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, PrefillCurve
 from perfsim.spec.hardware import Accelerator
 
+FEWEST_ROWS, MOST_ROWS, TILE_COLUMNS = 16.0, 256.0, 128.0  # of y in one tile of a product
+WIDEST = 128.0  # columns of a head up to which every kernel keeps pace with memory
 SMALL_TILE = 64.0  # rows: padding grows up to the smallest tiles of matrix units and stays from there on
 QUANTISED_BYTES = 3.0  # per number: read as bf16, written in 8 bits
 KNOTS = tuple(16.0 * 2**step for step in range(21))  # contexts of 16 to 16.8M tokens
@@ -68,6 +70,24 @@ def padded(units: Num, padding: float) -> Num:
     return 1.0 + padding / (units + SMALL_TILE)
 
 
+def whole_tiles(rows: Num) -> Num:
+    """Rows rounded up to whole tiles of the kernel: of 16, 32, 64, 128 rows, and from 129 on multiples of 256."""
+    tile = np.clip(2.0 ** np.ceil(np.log2(np.maximum(rows, 1.0))), FEWEST_ROWS, MOST_ROWS)
+    whole: Num = tile * np.ceil(rows / tile)
+    return whole
+
+
+def computed_rows(rows: Num, *, loss: float, padding: float) -> Num:
+    """Rows that a product takes the time of: `loss` of what fills whole tiles, and `padding` more from 64 rows on."""
+    filled = rows + loss * (whole_tiles(rows) - rows) if loss else rows
+    return filled * padded(rows, padding)
+
+
+def gemm_tail(curve: GemmCurve, chip: Accelerator) -> float:
+    """Numbers of y that the time of the last wave of tiles is worth, whatever the size: it leaves SMs idle."""
+    return curve.tail * MOST_ROWS * TILE_COLUMNS * (chip.sm_count or 0)
+
+
 def gemm_launch(op: Op, curve: GemmCurve) -> float:
     """launch + ramp k / (k + ramp_depth): a pipeline fills along k until the kernel splits it."""
     return curve.launch + curve.ramp * op.depth / (op.depth + curve.ramp_depth)
@@ -88,10 +108,16 @@ def gemm_rate(op: Op, curve: GemmCurve, accelerator: Accelerator) -> float:
 
 
 def gemm_seconds(op: Op, curve: GemmCurve, accelerator: Accelerator) -> Num:
-    """launch + ramp + rows x row + blend(bytes / (e_b bandwidth), 2 (m + padding)(k + padding) n / (e_c peak))."""
+    """launch + ramp + rows x row + blend(bytes / (e_b bandwidth), 2 (m' n + tail)(k + padding) / (e_c peak)).
+
+    m' are the rows in whole tiles (`computed_rows`), tail is what the last wave leaves idle. Neglected: that kernels
+    change their tiles with n and k.
+    """
     memory = accelerator.memory
     moved = (op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / curve.bandwidth
-    computed = op.flops / gemm_rate(op, curve, accelerator) * padded(op.rows, curve.row_padding)
+    rows = computed_rows(op.rows, loss=curve.tile_loss, padding=curve.row_padding)
+    work = op.flops / np.maximum(op.rows, 1e-9) * rows + 2.0 * op.depth * gemm_tail(curve, accelerator)
+    computed = work / gemm_rate(op, curve, accelerator)
     fixed = gemm_launch(op, curve) + op.rows * gemm_row(op, curve, accelerator)
     return fixed + blended(moved, computed, curve.sharpness)
 
@@ -109,15 +135,22 @@ def decode_seconds(op: Op, curve: DecodeCurve, efficiency: DeviceEfficiency, chi
     compute = efficiency.decode_attention_compute if curve.compute is None else curve.compute
     rate = compute * peak_flops(chip, op.dtype)
     tile = curve.tile * op.tiles / chip.sm_count if chip.sm_count else 0.0
+    per_pair = max(op.pair_flops / rate, wide_seconds(op, curve, chip))
 
     def at(context: float) -> float:
         moved = (fixed + per_entry * context) / curve.bandwidth
-        return max(float(blended(moved, tile, curve.sharpness)), op.pair_flops * context / rate)
+        return max(float(blended(moved, tile, curve.sharpness)), per_pair * context)
 
     x = [0.0, *KNOTS]
-    return PiecewiseLinear(
-        x, [at(context) for context in x], final_slope=max(per_entry / curve.bandwidth, op.pair_flops / rate)
-    )
+    return PiecewiseLinear(x, [at(context) for context in x], final_slope=max(per_entry / curve.bandwidth, per_pair))
+
+
+def wide_seconds(op: Op, curve: DecodeCurve, chip: Accelerator) -> float:
+    """Seconds per attended entry of one sequence that expanding columns of heads beyond 128 keeps all SMs busy."""
+    if not (curve.wide and op.heads and chip.sm_count):
+        return 0.0
+    columns = max(0.0, op.pair_flops / (4.0 * op.heads) - WIDEST)
+    return curve.wide * columns * float(op.tiles) / chip.sm_count
 
 
 def mixed_factor(op: Op, curve: DecodeCurve) -> float:
@@ -142,12 +175,15 @@ def prefill_coefficients(op: Op, curve: PrefillCurve, chip: Accelerator) -> tupl
 
     A pair costs its products and its softmax, which counts as `head_padding` more columns of each head. Where the last
     query rows meet the longest context, one SM per head works alone: as long as `critical_rows` rows against sqrt(2
-    pairs), the length of one prompt of so many pairs. Neglected: more than that where chunks have long pasts.
+    pairs), the length of one prompt of so many pairs. Each new token computes `diagonal` pairs that causality masks, of
+    all its query heads, or of `packed` of them per K/V head where these share a tile. Neglected: more than that where
+    chunks have long pasts.
     """
     rate = curve.compute * peak_flops(chip, op.dtype)
     head = (op.pair_flops / op.heads + 4.0 * curve.head_padding) / rate
     units = chip.sm_count or 0
-    tile = op.heads * curve.tile / units if units else 0.0
+    tile = (op.heads * curve.tile + float(op.tiles) * curve.kv_tile) / units if units else 0.0
+    tile += head * curve.diagonal * min(op.heads, curve.packed * float(op.tiles))
     return head * op.heads, head * units * curve.critical_rows, 1.0 / curve.bandwidth, tile
 
 

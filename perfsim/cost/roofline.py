@@ -128,4 +128,8 @@ def coefficients(op: Op, e: DeviceEfficiency) -> tuple[float, float, float]:
         return e.decode_attention_launch, e.decode_attention_compute, e.decode_attention[-1][1]
     if op.kind == "recurrence":  # nobody has measured these kernels: tiles as in prefill attention, streams as any
         return e.elementwise_launch, e.prefill_attention_compute, e.elementwise_bandwidth
+    # Of all kernels that only stream, quantisation was measured: its launch and bandwidth stand for the others'.
+    stream = e.curves.stream.get("quantise") if op.kind == "elementwise" else None
+    if stream is not None:
+        return stream.launch + stream.column * op.depth, 1.0, stream.bandwidth
     return e.elementwise_launch, 1.0, e.elementwise_bandwidth

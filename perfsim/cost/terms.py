@@ -11,14 +11,15 @@ from math import sqrt
 
 from perfsim.cost.curves import (
     blended,
+    computed_rows,
     decode_curve,
     decode_ramp,
     gemm_curve,
     gemm_launch,
     gemm_rate,
     gemm_row,
+    gemm_tail,
     mixed_factor,
-    padded,
     prefill_coefficients,
     prefill_curve,
 )
@@ -89,7 +90,8 @@ class PrefillTerm:
 class LinearTerm:
     """A kernel whose work is affine in one sum x: count * (launch + max(fixed + per_unit * x, compute * x)).
 
-    A matrix product on a fitted curve blends both with its `sharpness`, pads its rows and may take `per_row` more.
+    A matrix product on a fitted curve blends both with its `sharpness`, fills up its tiles (`tile_loss`,
+    `padding`, `tail`) and may take `per_row` more.
     """
 
     mix: Mix
@@ -101,10 +103,13 @@ class LinearTerm:
     padding: float = 0.0
     sharpness: float = 0.0
     per_row: float = 0.0
+    tile_loss: float = 0.0
+    tail: float = 0.0
 
     def seconds(self, units: float) -> float:
         if self.sharpness:
-            computed = self.compute * units * float(padded(units, self.padding))
+            rows = float(computed_rows(units, loss=self.tile_loss, padding=self.padding))
+            computed = self.compute * rows + self.tail
             busy = float(blended(self.fixed + self.per_unit * units, computed, self.sharpness))
             return self.count * (self.launch + self.per_row * units + busy)
         return self.count * (self.launch + max(self.fixed + self.per_unit * units, self.compute * units))
@@ -208,10 +213,11 @@ def linear_terms(
         if first.driver == driver:
             launch, compute, bandwidth = coefficients(first, device)
             rate, curve = compute * peak_flops(chip, first.dtype), gemm_curve(first, device)
-            rows = (0.0, 0.0, 0.0)
+            rows = (0.0, 0.0, 0.0, 0.0, 0.0)
             if curve is not None:
                 launch, rate, bandwidth = gemm_launch(first, curve), gemm_rate(first, curve, chip), curve.bandwidth
-                rows = curve.row_padding, curve.sharpness, gemm_row(first, curve, chip)
+                tail = 2.0 * first.depth * gemm_tail(curve, chip) / rate
+                rows = curve.row_padding, curve.sharpness, gemm_row(first, curve, chip), curve.tile_loss, tail
             moved = [
                 float(op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / bandwidth
                 for op in (first, second)

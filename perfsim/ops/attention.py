@@ -202,5 +202,5 @@ def _attention_core(
         read * kv_entry + pairs * pair_bytes + new * prefill_bytes[0], new * prefill_bytes[1], dtype,
         driver="attention", active=np.minimum(new, 1.0), mix=mix, sequence_read_bytes=prefill_bytes[0],
         sequence_write_bytes=prefill_bytes[1], entry_bytes=kv_entry, pair_bytes=pair_bytes, pair_flops=pair_flops,
-        rows=new, heads=heads, format=stored,
+        rows=new, heads=heads, tiles=tiles, format=stored,
     )  # fmt: skip

@@ -20,9 +20,10 @@ class GemmCurve(Spec):
     """y[m, n] = x[m, k] @ W[k, n]: see `perfsim.cost.curves.gemm_seconds`.
 
     `launch` is the kernel's fixed time, `ramp` what filling its pipeline along k adds, half of it at `ramp_depth`.
-    `row_padding` rows and `depth_padding` columns of x are computed beside the real ones. `sharpness` is the exponent
-    that blends memory and compute time. Where the kernel's input is quantised first, that costs `row_seconds` per row
-    and a pass over it at `quantise_bandwidth`.
+    `row_padding` rows and `depth_padding` columns of x are computed beside the real ones, and the share `tile_loss` of
+    the rows that fill whole tiles. `tail` is the share of a wave of tiles that SMs idle at the end. `sharpness` is the
+    exponent that blends memory and compute time. Where the kernel's input is quantised first, that costs `row_seconds`
+    per row and a pass over it at `quantise_bandwidth`.
     """
 
     launch: Seconds
@@ -32,6 +33,8 @@ class GemmCurve(Spec):
     compute: Fraction
     row_padding: Amount = 0.0
     depth_padding: Amount = 0.0
+    tile_loss: float = Field(default=0.0, ge=0, le=1)
+    tail: float = Field(default=0.0, ge=0, le=1)
     sharpness: float = Field(default=8.0, ge=1, le=16)
     row_seconds: Seconds = 0.0
     quantise_bandwidth: Fraction | None = None
@@ -43,8 +46,9 @@ class DecodeCurve(Spec):
     `tile` is the time that one SM needs for one sequence and K/V head without context, `sharpness` blends it with the
     time of reading the context. `ramp` is what reading adds while too few bytes are in flight to fill all SMs, half of
     it at `ramp_bytes` of all sequences together. `compute`: of the dense peak, for kernels that it can bind (latent
-    attention); None is `decode_attention_compute`. Where prompt chunks are in the same kernel, each further query head
-    of a K/V head repeats the share `mixed_reread` of its reads.
+    attention); None is `decode_attention_compute`. `wide` is what one SM needs to expand one column of an entry
+    of 8-bit K and V beyond the 128th of a head. Where prompt chunks are in the same kernel, each further query head of
+    a K/V head repeats the share `mixed_reread` of its reads.
     """
 
     launch: Seconds
@@ -55,13 +59,16 @@ class DecodeCurve(Spec):
     ramp_bytes: float = Field(default=1e6, gt=0)
     mixed_reread: Amount = 0.0
     compute: Fraction | None = None
+    wide: Seconds = 0.0
 
 
 class PrefillCurve(Spec):
     """Prefill attention: see `perfsim.cost.curves.prefill_seconds`.
 
     `head_padding` is the softmax of one pair, as columns of a head; `critical_rows` query rows against the longest
-    context run on one SM at the end; `tile` is what one SM spends on one query row of one head beside its pairs.
+    context run on one SM at the end; `tile` is what one SM spends on one query row of one head beside its pairs,
+    `kv_tile` on one new token of one K/V head, writing it to the cache included. `diagonal` pairs per new token are
+    computed and masked, of at most `packed` query heads per K/V head.
     """
 
     launch: Seconds
@@ -70,6 +77,9 @@ class PrefillCurve(Spec):
     bandwidth: Fraction
     critical_rows: Amount = 0.0
     tile: Seconds = 0.0
+    kv_tile: Seconds = 0.0
+    diagonal: Amount = 0.0
+    packed: float = Field(default=1.0, ge=1)
 
 
 class ExpertCurve(Spec):
@@ -85,6 +95,17 @@ class ExpertCurve(Spec):
     expert_padding: Amount = 0.0
     passes: Amount = 0.0
     sharpness: float = Field(default=8.0, ge=1, le=16)
+
+
+class StreamCurve(Spec):
+    """A kernel that streams rows of numbers: launch + columns x column + bytes / (bandwidth of HBM).
+
+    `column` is what one SM needs for one column of the row that it works through.
+    """
+
+    launch: Seconds
+    bandwidth: Fraction
+    column: Seconds = 0.0
 
 
 class LinkCurve(Spec):
@@ -104,7 +125,9 @@ class LinkCurve(Spec):
 class OperatorCurves(Spec):
     """Curves by number format; `decode` and `prefill` by that of K and V, with a prefix `mla-` for latent attention.
 
-    `collective` is by family of algorithms (`perfsim.cost.collective.FAMILIES`).
+    `collective` is by family of algorithms (`perfsim.cost.collective.FAMILIES`), `stream` by what an elementwise kernel
+    does: `quantise` reads 16-bit numbers and writes them in 8 bits, `requantise` looks for their largest first;
+    `quantise-slow` is a kernel that takes ten times as long as its bytes.
 
     `source` names the kernels and the device that were timed; empty where there are no curves. `discrepancy` is the
     relative standard error of one prediction per kind, on shapes that were not fitted or, where a device borrows, on
@@ -118,4 +141,5 @@ class OperatorCurves(Spec):
     prefill: dict[str, PrefillCurve] = Field(default_factory=dict)
     moe: dict[str, ExpertCurve] = Field(default_factory=dict)
     collective: dict[str, LinkCurve] = Field(default_factory=dict)
+    stream: dict[str, StreamCurve] = Field(default_factory=dict)
     discrepancy: dict[str, float] = Field(default_factory=dict)

@@ -9,11 +9,20 @@ from typing import Any
 from pydantic import Field
 
 from perfsim.spec.base import Spec
-from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, OperatorCurves, PrefillCurve
+from perfsim.spec.curves import (
+    DecodeCurve,
+    ExpertCurve,
+    GemmCurve,
+    LinkCurve,
+    OperatorCurves,
+    PrefillCurve,
+    StreamCurve,
+)
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
 FOLDER = "operators"
+WITHHELD = "withheld"  # a folder inside it and a file beside it: curves that no simulation loads, and why
 
 
 class CurveFit(Spec):
@@ -69,6 +78,12 @@ class FittedLink(CurveFit):
     curve: LinkCurve
 
 
+class FittedStream(CurveFit):
+    """A curve of an elementwise kernel."""
+
+    curve: StreamCurve
+
+
 class BackendCurves(Spec):
     """Curves of one engine's kernels, by kind of operator and number format."""
 
@@ -77,6 +92,7 @@ class BackendCurves(Spec):
     prefill: dict[str, FittedPrefill] = Field(default_factory=dict)
     moe: dict[str, FittedExperts] = Field(default_factory=dict)
     collective: dict[str, FittedLink] = Field(default_factory=dict)
+    stream: dict[str, FittedStream] = Field(default_factory=dict)
 
 
 class LeftOut(Spec):
@@ -98,13 +114,19 @@ class OperatorsFile(Spec):
     left_out: dict[str, LeftOut] = Field(default_factory=dict)
 
 
-def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool) -> OperatorCurves:
+def withheld_devices(folder: Path) -> dict[str, str]:
+    """Devices whose curves are kept from simulations, with the reason; `folder` is that of the calibration."""
+    path = folder / f"{WITHHELD}.yaml"
+    return {str(name): str(reason) for name, reason in load_yaml(path).items()} if path.is_file() else {}
+
+
+def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool, withheld: bool = False) -> OperatorCurves:
     """The curves of a device for an engine; empty when nothing was fitted to the device.
 
     Where another device borrows them, their discrepancy is that of predicting a device that was left out, and
-    collectives are not among them.
+    collectives are not among them. With `withheld`, those that no simulation loads.
     """
-    path = folder / FOLDER / f"{device}.yaml"
+    path = folder / FOLDER / (WITHHELD if withheld else "") / f"{device}.yaml"
     if not path.is_file():
         return OperatorCurves()
     content = validated(OperatorsFile, load_yaml(path), where=str(path))

@@ -1,17 +1,32 @@
-"""Collectives: aiconfigurator's, Vidur's and others by size, public nccl-tests, DeepEP's dispatch and combine."""
+"""Collectives: aiconfigurator's, Vidur's and others by size, public nccl-tests, DeepEP's dispatch and combine.
+
+Inside a node they are priced by the curves of the library that ran them; eager launches take at least as long as their
+host needed (`eager.yaml`). Between nodes, and where nothing was fitted, by the algorithms that the library has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from perfsim.cost.collective import FAMILIES, algorithm_seconds
+from perfsim.cost.topology import Fabric, fabric
+from perfsim.spec import catalog
+from perfsim.spec.calibration import DeviceEfficiency
+from perfsim.spec.load import find_calibration
+from perfsim.spec.operators_file import load_operators
+from perfsim.spec.yaml import load_yaml
 from validation.collectives import rows as measured
 from validation.collectives.predict import predict
 from validation.collectives.rows import Row
 from validation.compare.ask import Progress
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.table import Table
+from validation.ops.predict import CALIBRATION
 
+EAGER = Path(__file__).with_name("eager.yaml")
 COLLECTIVES = frozenset({"source", "system", "library", "framework", "op_name", "impl", "num_nodes", "num_gpus",
                          "bytes", "latency_us"})  # fmt: skip
 PUBLIC = frozenset({"source", "collective", "n_gpus", "nodes", "gpu", "intra_link", "inter_link", "message_bytes",
@@ -23,8 +38,43 @@ Reader = Callable[[Iterable[dict[str, Any]]], Iterator[Row]]
 
 
 def compare_collectives(table: Table) -> tuple[Table, Outcome]:
-    """By the algorithms that a backend has, on the machine that stands for the measured one."""
+    """On the machine that stands for the measured one."""
     return _compare(table, measured.collective_rows, lambda row, _: {"latency_us": row["latency_us"]})
+
+
+def library_seconds(row: Row, *, system: str = "", impl: str = "") -> float:
+    """Seconds by the curves of the library that ran a row inside a node; else by the algorithms that it has."""
+    families = FAMILIES.get(row.work.kind, {})
+    nccl = row.backend.startswith("nccl")
+    engine = "nccl" if nccl else next((name for name in ("sglang", "trtllm") if name in row.backend), "vllm")
+    efficiency, links = _efficiency(row.node, engine)
+    known = {name for name, family in families.items() if family in efficiency.curves.collective}
+    if nccl:
+        known = {name for name in known if families[name] != "custom_all_reduce"}
+    if row.nodes > 1 or not known or row.backend in ("nccl ring", "nccl nvls", "nccl nvls_tree"):
+        return predict(row).seconds
+    times = algorithm_seconds(row.work, links, efficiency)
+    found = [float(seconds) for name, seconds in times.items() if name in known]
+    floor = float(_floors().get(system, 0.0)) if impl.endswith("eager") else 0.0
+    return max([floor, min(found)]) if found else predict(row).seconds
+
+
+def _library(one: Row, row: Mapping[str, Any]) -> float:
+    return library_seconds(one, system=str(row.get("system")), impl=str(row.get("impl")))
+
+
+@cache
+def _efficiency(node: str, engine: str) -> tuple[DeviceEfficiency, Fabric]:
+    machine = catalog.node(node)
+    chip = machine.accelerator.name
+    device = find_calibration(accelerator=chip, engine="vllm").device
+    curves = load_operators(CALIBRATION, device=chip, engine=engine, borrowed=False)
+    return (device.model_copy(update={"curves": curves}) if curves.source else device), fabric(machine)
+
+
+@cache
+def _floors() -> dict[str, Any]:
+    return load_yaml(EAGER)
 
 
 def compare_public(table: Table) -> tuple[Table, Outcome]:
@@ -53,11 +103,13 @@ def _compare(
     pairs: list[Pair] = []
     progress = Progress(len(table), what="rows")
     for index, row in enumerate(table.rows()):
-        found = list(reader([row]))
-        reasons.append(None if found else _reason(row))
-        for one in found:
-            said = 1e6 * predict(one, curves=True).seconds
-            pairs += [Pair(index, name, float(value), said) for name, value in values(row, one).items()]
+        try:
+            own = [Pair(index, name, float(value), 1e6 * _library(one, row))
+                   for one in reader([row]) for name, value in values(row, one).items() if value]  # fmt: skip
+        except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError):
+            own = []  # a value is missing, or that of no exchange
+        reasons.append(None if own else _reason(row))
+        pairs += own
         progress.step()
     return table, outcome_of(reasons, pairs)
 
@@ -73,4 +125,7 @@ def _reason(row: Mapping[str, Any]) -> str:
         return "expert dispatch of a public document: number of experts and tokens not published"
     if "SHARP" in str(row.get("inter_link")):
         return "reduction in network switches is not modelled"
-    return "no measured value, or no size"
+    needed = ("op_name", "collective", "num_gpus", "n_gpus", "bytes", "num_experts", "num_topk", "hidden_size",
+              "num_token", "node_num")  # fmt: skip
+    missing = [name for name in needed if name in row and row[name] is None]
+    return f"no value of {missing[0]} published" if missing else "no measured value, or no size"

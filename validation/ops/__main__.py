@@ -1,8 +1,9 @@
-"""Errors of the operator curves: `python -m validation.ops [--data DIR] [--transfer] [--format json]`.
+"""Errors of the operator curves: `python -m validation.ops [--data DIR] [--transfer] [--device] [--architecture]`.
 
 Without `--data` the committed slice is used. Errors are absolute relative ones, in percent. "held out" rows belong to
 the quarter of shapes that no fit saw; "cold" rows are those of them that the L2 cache cannot hold. `--transfer` refits
-without each device and without each architecture, and predicts what was left out from its datasheet.
+without each device and without each architecture, and predicts what was left out from its datasheet. `--device` and
+`--architecture` print nothing but one table each of that: kinds against what was left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from perfsim.calibrate.transfer import Transfer, left_out
 from perfsim.errors import InputError
 from validation.ops.predict import Compared, compare
 from validation.ops.slice import slice_rows
+from validation.ops.transfer import By, leave_out
+from validation.ops.transfer import show as show_left_out
 
 WORST = 3
 
@@ -118,15 +122,30 @@ def _show_summary(found: dict[str, dict[str, float]]) -> None:
               f"   p90 {100 * cell['p90']:5.1f}%")  # fmt: skip
 
 
+def _print_left_out(groups: list[Rows], chosen: list[By], style: str) -> int:
+    tables = {by: leave_out(groups, by=by) for by in chosen}
+    if style == "json":
+        print(json.dumps({by: [asdict(cell) for cell in table] for by, table in tables.items()}, indent=1))
+        return 0
+    for by, table in tables.items():
+        show_left_out(table, by=by)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m validation.ops", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of the aic_*.parquet tables; else the committed slice")
     parser.add_argument("--transfer", action="store_true", help="leave devices and architectures out, too")
+    parser.add_argument("--device", action="store_true", help="a table of kinds against devices left out, only")
+    parser.add_argument("--architecture", action="store_true", help="the same of architectures")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     options = parser.parse_args(arguments)
     try:
         groups = all_rows(options.data) if options.data else slice_rows()
+        chosen: list[By] = [by for by in ("device", "architecture") if getattr(options, by)]
+        if chosen:
+            return _print_left_out(groups, chosen, options.format)
         report = fitted_report(groups)
         transfers = transfer_report([g for g in groups if g.backend == BACKEND]) if options.transfer else {}
     except InputError as error:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from perfsim.calibrate.forms import families_of, fit_range, form, resident
-from perfsim.calibrate.rows import Array, Rows
+from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.spec.catalog import accelerator
-from perfsim.spec.operators_file import FOLDER, CurveFit, OperatorsFile
+from perfsim.spec.operators_file import FOLDER, WITHHELD, CurveFit, OperatorsFile
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
@@ -31,9 +31,12 @@ class Compared:
 
 @cache
 def fitted_file(device: str) -> OperatorsFile | None:
-    """The curves of a device, None where it has none."""
-    path = CALIBRATION / FOLDER / f"{device}.yaml"
-    return validated(OperatorsFile, load_yaml(path), where=str(path)) if path.is_file() else None
+    """The curves of a device, those that no simulation loads included; None where it has none."""
+    folder = CALIBRATION / FOLDER
+    for path in (folder / f"{device}.yaml", folder / WITHHELD / f"{device}.yaml"):
+        if path.is_file():
+            return validated(OperatorsFile, load_yaml(path), where=str(path))
+    return None
 
 
 def coefficients(rows: Rows) -> dict[str, float] | None:
@@ -50,6 +53,17 @@ def coefficients(rows: Rows) -> dict[str, float] | None:
         return None
     curve = fit.curve.model_dump()
     return {name: value for name, value in curve.items() if value is not None} | fit.conditions
+
+
+def benchmark_seconds(kind: Kind, stored: str, columns: dict[str, Array], *, device: str, backend: str) -> Array | None:
+    """What the curve of a device and engine says, repeated on the same buffers like the benchmarks' launches are.
+
+    `columns` are those of the readers in `perfsim.calibrate.rows`. None where nothing was fitted.
+    """
+    size = len(next(iter(columns.values())))
+    rows = Rows(device, backend, "", kind, stored, "", columns, np.ones(size), np.full(size, ""))
+    values = coefficients(rows) if size else None
+    return None if values is None else form(rows).seconds(values, rows, accelerator(device))
 
 
 def compare(rows: Rows) -> Compared | None:

@@ -15,7 +15,7 @@ from perfsim.calibrate.ops import all_rows
 from perfsim.calibrate.rows import Kind, Rows
 
 MEASURED = Path(__file__).resolve().parents[1] / "measured"
-KINDS: tuple[Kind, ...] = ("gemm", "decode", "prefill", "moe", "collective")
+KINDS: tuple[Kind, ...] = ("gemm", "decode", "prefill", "moe", "collective", "stream")
 KEYS = ("device", "backend", "version", "format", "table")
 EACH = 24  # rows of each device, backend and format, half of them held out
 
