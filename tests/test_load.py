@@ -179,7 +179,7 @@ def test_replace_changes_what_is_named_and_chooses_defaults_again() -> None:
 
 def test_a_device_without_curves_borrows_its_relatives() -> None:
     assert find_calibration(accelerator="h100-80gb-sxm", engine="vllm").borrowed_from is None
-    assert find_calibration(accelerator="rtx-4090-24gb", engine="vllm").borrowed_from == "l40s-48gb"
+    assert find_calibration(accelerator="l4-24gb", engine="vllm").borrowed_from == "l40s-48gb"
     unknown = find_calibration(accelerator="somebodys-npu", engine="vllm")
     assert unknown.borrowed_from == "h100-80gb-sxm"
     own, borrowed = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").device, unknown.device

@@ -84,6 +84,7 @@ def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
     policy: dict[str, Any] = {
         "max_num_batched_tokens": int(first["max_num_batched_tokens"]), "max_num_seqs": int(first["max_num_seqs"]),
         "async_scheduling": facts.version_of("vllm", first["vllm_version"])["async_scheduling"],
+        "sampling": facts.facts("clients")["llmservingsim"]["sampling"],
     }  # fmt: skip
     if first.get("num_kv_tokens"):
         policy["kv_cache_blocks"] = int(first["num_kv_tokens"]) // BLOCK
