@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -48,6 +49,9 @@ class DecodeRun(NamedTuple):
     max_steps: int
     first_s: float
     slope_s: float
+
+
+_decode_run = partial(tuple.__new__, DecodeRun)  # twice as fast as calling the class, whose own `__new__` is in Python
 
 
 class StepModel(Protocol):
@@ -146,7 +150,7 @@ class CompiledSteps:
             gpu += self.adapter_seconds(lora)
         host = self.schedule + self.per_sequence * decodes + self.per_token * decodes
         if self.async_scheduling and gpu >= host:  # the usual case of `behind_host`
-            return DecodeRun(limit, self.exposed + gpu, slope_s)
+            return _decode_run((limit, self.exposed + gpu, slope_s))
         return self.behind_host(limit, gpu, slope_s, host)
 
     def gpu_run(

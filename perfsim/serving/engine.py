@@ -32,6 +32,11 @@ _NO_LIMIT = 1 << 62
 class Engine(EngineFront):
     """A replica: `submit` requests in time order, `advance` to a time, `drain` at the end."""
 
+    __slots__ = (
+        "admissions", "batch", "blocked", "emitting", "ended", "late", "prefilling", "rejoining", "running",
+        "special", "stalled", "zeros",
+    )  # fmt: skip
+
     def __init__(
         self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[Span, ...] = (FULL,),
         on_finish: Hook | None = None,
@@ -86,7 +91,8 @@ class Engine(EngineFront):
 
     def price(self, work: Work) -> None:
         """Set the times of `work`, and end it where its steps no longer last affinely longer."""
-        lora = NO_LORA if work.extras is None else work.extras.lora
+        extras = work.extras
+        lora = NO_LORA if extras is None else extras.lora
         if work.tokens > work.decodes:  # prefill chunks, or drafts
             work.first = self.steps.step_seconds(
                 work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, lora
@@ -94,8 +100,8 @@ class Engine(EngineFront):
         else:
             run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, lora)
             work.count, work.first, work.slope = run
-        if work.extras is not None:
-            work.first += work.extras.load
+        if extras is not None:
+            work.first += extras.load
 
     # --- one boundary -----------------------------------------------------------------------------------------------
 
@@ -134,10 +140,8 @@ class Engine(EngineFront):
     def plan(self) -> Work | None:
         """Choose the next step, or run of equal steps, still without times; None when there is nothing to run."""
         lagging = self.in_flight and self.config.async_scheduling
-        if (self.incoming or self.notices or self.deadlines.heap) and self.see(
-            self.last_start if lagging else self.now
-        ):
-            self.blocked = False
+        if self.incoming or self.notices or self.deadlines.heap:
+            self.blocked = not self.see(self.last_start if lagging else self.now) and self.blocked
         if self.offload is not None:
             self._see_tier(self.offload)
         if self.ended and not lagging:
@@ -151,8 +155,7 @@ class Engine(EngineFront):
         self.in_flight = False
         more = self.offload is not None and self._see_tier(self.offload, everything=True)
         if lagging:
-            if self.see(self.now):
-                self.blocked = False
+            self.blocked = not self.see(self.now) and self.blocked
             if self.ended:
                 self._give_back()
             self._join_ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from math import inf
 
 from perfsim.cost.step_model import StepModel
 from perfsim.cost.warm_up import WarmUp
@@ -34,6 +35,15 @@ class EngineFront(ABC):
 
     running: Collection[Request]
 
+    # Beyond thirty attributes CPython gives up on sharing their names among objects, and finds all of them later.
+    __slots__ = (
+        "_drafted", "abroad", "acceptance", "config", "deadlines", "done", "in_flight", "incoming", "kv",
+        "loaded", "loaded_tokens", "lost_gap_seconds", "lost_gaps", "lost_seconds", "lost_tokens",
+        "moved_tokens", "notices", "now", "offload", "on_finish", "on_handover", "on_reserve", "on_wake",
+        "population", "preemptions", "ready", "recorder", "request_seconds", "saved_tokens", "scheduled_tokens",
+        "skipped", "slots", "steps", "submitted", "until", "waiting", "warm_up", "windows", "withdrawn", "work",
+    )  # fmt: skip
+
     def __init__(
         self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[Span, ...] = (FULL,),
         on_finish: Hook | None = None,
@@ -60,7 +70,7 @@ class EngineFront(ABC):
         self.withdrawn: dict[Request, None] = {}  # their K/V will never come, not yet seen
         self.deadlines = Deadlines(self, config.timeout)
         self.work: Work | None = None  # the steps in flight; more than one can still be cut short
-        self.now = float("inf")  # the next step boundary
+        self.now = inf  # the next step boundary
         self.until = float("-inf")  # how far advance() may go; a hook may lower it
         self.done: Work | None = None  # the last steps executed
         self.in_flight = False
@@ -103,7 +113,8 @@ class EngineFront(ABC):
             return
         self.count(1, request.queued)
         self.incoming.append(request)
-        self.deadlines.add(request)
+        if config.timeout != inf:
+            self.deadlines.add(request)
         self.wake(request.queued)
 
     def notify(self, request: Request, at: float) -> None:
@@ -125,7 +136,7 @@ class EngineFront(ABC):
                 return  # a hook announced an arrival at this very boundary
             work = self.plan()
             if work is None:
-                self.now = float("inf") if self.offload is None else self.offload.rest()
+                self.now = inf if self.offload is None else self.offload.rest()
                 continue
             self.price(work)
             if self.offload is not None:
@@ -136,7 +147,7 @@ class EngineFront(ABC):
 
     def drain(self) -> None:
         """Run until nothing is left to do."""
-        self.advance(float("inf"))
+        self.advance(inf)
         if not self.idle:
             raise RuntimeError("the engine stopped with work left: a scheduling bug")
 
@@ -286,11 +297,11 @@ class EngineFront(ABC):
 
     def finish(self, request: Request) -> None:
         """A request's last token is out."""
-        request.finish = self.now
-        self.count(-1, self.now)
+        now = request.finish = self.now
+        self.count(-1, now)
         self.recorder.finish(request)
         if self.on_finish is not None:
-            self.on_finish(request, self.now)
+            self.on_finish(request, now)
 
     def _drop(self, request: Request) -> None:
         del self.withdrawn[request]
@@ -333,7 +344,7 @@ class EngineFront(ABC):
         self.kv = KVCache(
             self.config.total_blocks, block_size=self.config.block_size, caching=self.config.prefix_caching
         )
-        self.now, self.in_flight = float("inf"), False
+        self.now, self.in_flight = inf, False
         return lost
 
     def forget(self, request: Request, last_token: float, *, again: bool = True) -> None:

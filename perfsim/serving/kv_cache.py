@@ -108,13 +108,11 @@ class KVCache:
     def take(self, count: int) -> None:
         """Allocate `count` blocks for one or many requests; the caller has checked `free`."""
         self.free -= count
-        blank = self.blank
-        if count <= blank:
-            self.blank = blank - count
+        count -= self.blank
+        if count <= 0:
+            self.blank = -count
             return
-        if blank:
-            count -= blank
-            self.blank = 0
+        self.blank = 0
         queue = self.queue
         while count:
             run = next(iter(queue))

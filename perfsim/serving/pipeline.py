@@ -40,6 +40,10 @@ class Flight:
 class PipelineEngine(EngineFront):
     """Drives like `Engine`; `steps` prices all stages of a batch together."""
 
+    __slots__ = (
+        "depth", "flights", "rank_steps", "running", "stage_free",
+    )  # fmt: skip
+
     def __init__(
         self, *, config: EngineConfig, steps: CompiledSteps, recorder: Recorder, windows: tuple[Span, ...], depth: int,
         on_finish: Hook | None = None,

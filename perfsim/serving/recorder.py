@@ -66,7 +66,7 @@ class Recorder:
         self._sinks = sinks
         self._names = (*SEGMENT_COLUMNS, *window_columns(windows), *EXTRA_COLUMNS)
         self._limit = chunk
-        self._requests = array("d")
+        self._requests: list[tuple[float, ...]] = []
         self._works: list[Work] = []
         self._new_table()
         self._gaps = array("d")
@@ -78,7 +78,7 @@ class Recorder:
     def finish(self, request: Request) -> None:
         """A request whose last token is out."""
         queued = request.received if request.received >= 0.0 else request.queued
-        self._requests.extend((
+        self._requests.append((
             request.index, request.arrival, queued, request.scheduled, request.first_token, request.finish,
             request.prompt, request.output, request.cached, request.preemptions, request.session, request.adapter,
         ))  # fmt: skip
@@ -118,11 +118,11 @@ class Recorder:
 
     def _flush_requests(self) -> None:
         if self._requests:
-            table = np.array(self._requests).reshape(-1, len(REQUEST_COLUMNS))
+            table = np.fromiter(chain.from_iterable(self._requests), np.float64).reshape(-1, len(REQUEST_COLUMNS))
             columns = {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(REQUEST_COLUMNS)}
             for sink in self._sinks:
                 sink.add_requests(columns)
-            self._requests = array("d")
+            self._requests = []
 
     def _new_table(self) -> None:
         self._table = np.empty((self._limit, len(self._names)), order="F")

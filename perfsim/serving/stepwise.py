@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 class StepwiseEngine(EngineFront):
     """Drop-in for `Engine`: `submit` in time order, `advance`, `drain`."""
 
+    __slots__ = (
+        "batch", "draws", "ended", "running", "unknown",
+    )  # fmt: skip
+
     def __init__(
         self, *, config: EngineConfig, steps: StepModel, recorder: Recorder, windows: tuple[Span, ...] = (FULL,),
         on_finish: Hook | None = None,
