@@ -17,7 +17,7 @@ from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import GroupedQueryAttention
-from validation.compare import lowered
+from validation.compare import lowered, streams
 from validation.compare.cli import compare
 from validation.ops.predict import benchmark_seconds
 
@@ -156,6 +156,26 @@ def test_layers_and_mixed_batches(tmp_path):
               "min_us": 1.0}  # fmt: skip
     rows = [{**linear, "op": op, "median_us": us} for op, us in (("attn_pre_proj", 250.0), ("mlp_up_proj", 400.0))]
     assert compare(write(tmp_path / "linear.parquet", rows))["metrics"]["median_us"]["mape_mean"] < 0.5
+
+
+def test_elementwise_layers_are_priced_as_their_benchmark_ran_them(tmp_path):
+    """Greedy sampling passes over the logits about twice; unfused norms take several times their bytes."""
+    base = {"hardware": "RTXPRO6000", "model": "Qwen/Qwen3-32B", "tp": 1, "activated_experts": None}
+    rows = [{**base, "op": "sampler", "size": 208, "size_meaning": "sequences", "time_us": 153.0},
+            {**base, "op": "layernorm", "size": 1936, "size_meaning": "tokens", "time_us": 18.7}]  # fmt: skip
+    found = compare(write(tmp_path / "layers.parquet", rows))
+    assert found["metrics"]["time_us"]["mape_mean"] < 0.35
+    for table, operators in streams.conditions().items():
+        for name, fitted in operators.items():
+            assert 0.0 < fitted["launch"] < 50e-6, (table, name)
+            assert fitted["median"] < 0.35, (table, name)
+
+
+def test_fit_of_streams_recovers_what_made_the_rows():
+    ideal = np.geomspace(1e-7, 1e-3, 50)
+    launch, share, error = streams.fitted(ideal, 4e-6 + 0.6 * ideal)
+    assert (launch, share) == (pytest.approx(4e-6, rel=1e-3), pytest.approx(0.6, rel=1e-3))
+    assert error < 1e-3
 
 
 @pytest.mark.parametrize("name", ["collectives"])

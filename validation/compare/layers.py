@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from validation.compare.facts import InexpressibleError
 from validation.compare.kernel_tables import compare_kernels
 from validation.compare.lowered import Floats, Rows, calibration, prefills, seconds
 from validation.compare.outcome import Outcome
-from validation.compare.table import Table
+from validation.compare.streams import bytes_moved, stream_seconds
+from validation.compare.table import Table, read_table
 
 LAYERS = frozenset({"hardware", "model", "tp", "op", "size", "size_meaning", "activated_experts", "time_us"})
 OLD_LAYERS = frozenset({"hardware", "model", "tp", "layer_name", "input", "kv_cache", "time_us"})
@@ -29,22 +31,30 @@ PRODUCTS = {"qkv_proj": "qkv_proj", "attn_pre_proj": "qkv_proj", "o_proj": "o_pr
 NORMS = ("layernorm", "final_layernorm", "input_layernorm", "post_layernorm", "post_attention_layernorm")
 
 
-def compare_layers(table: Table) -> tuple[Table, Outcome]:
+Record = Callable[[str, Rows, Floats], None]
+"""What a fit of `streams` sees of a table: operator, rows, seconds that HBM would need for their bytes."""
+Parts = dict[str, list[tuple[Floats, Rows]]]
+
+
+def compare_layers(table: Table, record: Record | None = None) -> tuple[Table, Outcome]:
     """vLLM's layers, launched eagerly; tokens of prompts, or sequences for head and sampler."""
     size, touched = table.numbers("size"), table.numbers("activated_experts")
 
     def predict(values: Any, rows: Rows) -> Floats:
         hardware, name, tp, op = values
-        model = facts.arch(facts.model(name))
-        found = _operator(model, op, size[rows], tp=int(tp), accelerator=facts.device(hardware))
+        accelerator, model = facts.device(hardware), facts.arch(facts.model(name))
+        timed = _streamed("llmservingsim_layers", model, op, size[rows], rows, int(tp), accelerator, record)
+        if timed is not None:
+            return timed
+        found = _operator(model, op, size[rows], tp=int(tp), accelerator=accelerator)
         if op == "moe":
             found = _with_experts(model, found, touched[rows])
-        return np.asarray(seconds([found], accelerator=facts.device(hardware)))
+        return np.asarray(seconds([found], accelerator=accelerator))
 
     return compare_kernels(table, ("hardware", "model", "tp", "op"), predict, name="time_us")
 
 
-def compare_old_layers(table: Table) -> tuple[Table, Outcome]:
+def compare_old_layers(table: Table, record: Record | None = None) -> tuple[Table, Outcome]:
     """The older tables: q, k and v, gate and up apart."""
     tokens, cached = table.numbers("input"), table.numbers("kv_cache")
 
@@ -55,15 +65,19 @@ def compare_old_layers(table: Table) -> tuple[Table, Outcome]:
             step = prefills(model, sequences=np.ones(len(rows)), new=tokens[rows], past=cached[rows])
             ops = [op for op in lower(model, step, tp=int(tp)) if isinstance(op, Op) and op.kind == "prefill_attention"]
             return np.asarray(seconds([replace(op, count=1) for op in ops[:1]], accelerator=accelerator))
+        name = "rotary_emb" if layer == "rope" else layer
+        timed = _streamed("llmservingsim_v0_layers", model, name, tokens[rows], rows, int(tp), accelerator, record)
+        if timed is not None:
+            return timed
         found = _part(model, layer, tokens[rows], int(tp)) or _operator(
-            model, "rotary_emb" if layer == "rope" else layer, tokens[rows], tp=int(tp), accelerator=accelerator
+            model, name, tokens[rows], tp=int(tp), accelerator=accelerator
         )
         return np.asarray(seconds([found], accelerator=accelerator))
 
     return compare_kernels(table, ("hardware", "model", "tp", "layer_name"), predict, name="time_us")
 
 
-def compare_linear(table: Table) -> tuple[Table, Outcome]:
+def compare_linear(table: Table, record: Record | None = None) -> tuple[Table, Outcome]:
     """Vidur's operators of one layer in fp16, launched eagerly; the shapes stand in the table."""
     tokens = table.numbers("num_tokens")
 
@@ -77,11 +91,48 @@ def compare_linear(table: Table) -> tuple[Table, Outcome]:
                           layers=(layer,), max_position_embeddings=1 << 30, dtype="fp16", linear_dtype="fp16",
                           expert_dtype="fp16")  # fmt: skip
         name = {"attn_rope": "rotary_emb", "mlp_act": "act_fn"}.get(op, op)
+        timed = _streamed("vidur_linear_ops", model, name, tokens[rows], rows, int(tp), accelerator, record)
+        if timed is not None:
+            return timed
         found = _operator(model, name, tokens[rows], tp=int(tp), accelerator=accelerator)
         return np.asarray(seconds([found], accelerator=accelerator))
 
     keys = ("gpu", "tp", "n_head", "n_kv_head", "n_embd", "n_expanded_embd", "vocab_size", "gated", "op")
     return compare_kernels(table, keys, predict, name="median_us")
+
+
+def observed_streams(folder: Path) -> dict[str, dict[str, tuple[Floats, Floats]]]:
+    """Per layer table and operator: seconds that HBM would need for its bytes, and those that were measured."""
+    found: dict[str, dict[str, tuple[Floats, Floats]]] = {}
+    for name, compare, column in (("llmservingsim_layers", compare_layers, "time_us"),
+                                  ("llmservingsim_v0_layers", compare_old_layers, "time_us"),
+                                  ("vidur_linear_ops", compare_linear, "median_us")):  # fmt: skip
+        table = read_table(folder / f"{name}.parquet")
+        measured = table.numbers(column) * 1e-6
+        parts: Parts = {}
+
+        def record(operator: str, rows: Rows, ideal: Floats, parts: Parts = parts) -> None:
+            parts.setdefault(operator, []).append((ideal, rows))
+
+        compare(table, record)
+        found[name] = {
+            operator: (np.concatenate([ideal for ideal, _ in each]),
+                       np.concatenate([measured[rows] for _, rows in each]))
+            for operator, each in parts.items()
+        }  # fmt: skip
+    return found
+
+
+def _streamed(
+    table: str, model: ModelArch, name: str, tokens: Floats, rows: Rows, tp: int, accelerator: str,
+    record: Record | None,
+) -> Floats | None:  # fmt: skip
+    """Seconds of an elementwise kernel or a sampler as the table's benchmark timed it; None for all other operators."""
+    numbers = None if name in PRODUCTS else _numbers(model, name, tp)
+    moved = bytes_moved(model, name, tokens, numbers)
+    if record is not None and moved is not None:
+        record(name, rows, moved / facts.accelerator(accelerator).memory.read_bandwidth)
+    return stream_seconds(table, name, moved, accelerator)
 
 
 def _operator(model: ModelArch, name: str, tokens: Floats, *, tp: int, accelerator: str) -> Op:

@@ -16,10 +16,12 @@ from perfsim.ops.step import FULL, Span, StepShape, attention_spans
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import LayerGroup, ModelArch
+from perfsim.spec.operators_file import load_operators, withheld_devices
 from validation.compare import facts
 from validation.compare.facts import InexpressibleError
 from validation.compare.plans import ENGINES
 from validation.compare.table import Table
+from validation.ops.predict import CALIBRATION
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -38,9 +40,31 @@ def calibration(accelerator: str, engine: str) -> Calibration:
     return find_calibration(accelerator=accelerator, engine=engine)
 
 
-def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm") -> Any:
-    """Time of all `ops` one after the other on a device of the catalogue, by an engine's kernels."""
-    found = calibration(accelerator, ENGINES.get(engine, engine))
+# Cards whose attention was timed, where simulations use no curve of it: the curves of the same kernel, that of
+# FlashAttention-2, on the card itself, which are withheld, or on its nearest relative.
+SAME_KERNEL = {"rtx-pro-6000-blackwell-96gb": "rtx-pro-6000-blackwell-96gb", "rtx-4090-24gb": "l40s-48gb"}
+
+
+@cache
+def attention_calibration(accelerator: str, engine: str) -> Calibration:
+    """As `calibration`, with curves of attention where simulations have none (`SAME_KERNEL`)."""
+    found = calibration(accelerator, engine)
+    if found.device.curves.decode or accelerator not in SAME_KERNEL:
+        return found
+    source = SAME_KERNEL[accelerator]
+    withheld, borrowed = source in withheld_devices(CALIBRATION), source != accelerator
+    curves = load_operators(CALIBRATION, device=source, engine=engine, borrowed=borrowed, withheld=withheld)
+    own = found.device.curves.model_copy(update={"decode": curves.decode, "prefill": curves.prefill})
+    return found.model_copy(update={"device": found.device.model_copy(update={"curves": own})})
+
+
+def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm", attention: bool = False) -> Any:
+    """Time of all `ops` one after the other on a device of the catalogue, by an engine's kernels.
+
+    `attention`: they are attention kernels, timed on cards for which simulations have no curve of them.
+    """
+    price = attention_calibration if attention else calibration
+    found = price(accelerator, ENGINES.get(engine, engine))
     chip = facts.accelerator(accelerator)
     return sum(op_estimate(op, chip, found.device, found.power).seconds for op in ops)
 
