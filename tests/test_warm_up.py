@@ -15,10 +15,12 @@ from perfsim.run import simulate
 from perfsim.serving.engine import Engine
 from perfsim.serving.stepwise import StepwiseEngine
 from perfsim.spec import catalog
+from perfsim.spec.expert_tiles import tiles_of
 from perfsim.spec.load import find_calibration, load_scenario
 from perfsim.spec.policy import ParallelPlan
 
-MIXTRAL = ExpertKernels(seconds=1.0, graph=256, longest=2048, experts=8, picks=2)
+TILES = tuple(tiles_of("h100-80gb-sxm", experts=8, width=7168).items())
+MIXTRAL = ExpertKernels(seconds=1.0, graph=256, longest=2048, experts=8, picks=2, tiles=TILES)
 
 
 def test_a_step_in_a_graph_and_the_longest_one_are_ready() -> None:
@@ -26,25 +28,34 @@ def test_a_step_in_a_graph_and_the_longest_one_are_ready() -> None:
     assert [warm_up.wait(tokens) for tokens in (1, 255, 256, 2048)] == [0.0] * 4
 
 
-def test_every_tile_size_and_divisibility_is_compiled_once() -> None:
+def test_every_set_of_tiles_and_divisibility_is_compiled_once() -> None:
     """Pairs are divisible by 16 at multiples of 8 tokens, and with the padding of 8 experts at 4 more than those."""
-    assert [MIXTRAL.kind(tokens) for tokens in (600, 604, 601)] == [
-        (512, True, False), (512, False, True), (512, False, False)
-    ]  # fmt: skip
+    assert [MIXTRAL.kind(tokens)[1:] for tokens in (600, 604, 601)] == [(True, False), (False, True), (False, False)]
     warm_up = WarmUp(MIXTRAL)
     assert [warm_up.wait(tokens) for tokens in (601, 602, 600, 604, 608, 770, 2047)] == [1, 0, 1, 1, 0, 1, 1]
+    # Tuned for 512, 1024, 1536 and 2048 tokens apart; three kinds of each but for what the longest step has compiled.
+    warm_up = WarmUp(MIXTRAL)
+    assert sum(warm_up.wait(tokens) for tokens in range(450, 2049)) == 4 * 3 - 1
+
+
+def test_untuned_experts_have_one_set_of_tiles() -> None:
+    """All graphs beyond the number of experts have compiled it for pairs divisible by 16; odd ones are left."""
+    kernels = ExpertKernels(seconds=1.0, graph=256, longest=2048, experts=128, picks=8)
+    assert tiles_of("rtx-pro-6000-blackwell-96gb", experts=128, width=768) == {}
+    warm_up = WarmUp(kernels)
+    assert [warm_up.wait(tokens) for tokens in (258, 301, 303, 999, 1000)] == [0, 1, 0, 0, 0]
 
 
 def test_dense_models_quantised_experts_and_stages_wait_for_nothing() -> None:
     engine = find_calibration(accelerator="h100-80gb-sxm", engine="vllm").engine.model_copy(
         update={"kernel_compile": 1.0}
     )
-    limits = {"max_tokens": 2048, "max_seqs": 128}
-    mixtral, one = catalog.model("mistralai--Mixtral-8x7B-v0.1"), ParallelPlan()
-    assert expert_kernels(mixtral, engine, one, **limits) == MIXTRAL
-    assert expert_kernels(mixtral.model_copy(update={"expert_dtype": "fp8"}), engine, one, **limits) is None
+    limits = {"accelerator": "h100-80gb-sxm", "max_tokens": 2048, "max_seqs": 128}
+    mixtral, two = catalog.model("mistralai--Mixtral-8x7B-v0.1"), ParallelPlan(tp=2)
+    assert expert_kernels(mixtral, engine, two, **limits) == MIXTRAL
+    assert expert_kernels(mixtral.model_copy(update={"expert_dtype": "fp8"}), engine, two, **limits) is None
     assert expert_kernels(mixtral, engine, ParallelPlan(pp=2), **limits) is None
-    assert expert_kernels(catalog.model("llama-3.1-8b-instruct"), engine, one, **limits) is None
+    assert expert_kernels(catalog.model("llama-3.1-8b-instruct"), engine, two, **limits) is None
 
 
 @settings(max_examples=60, deadline=None)

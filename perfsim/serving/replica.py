@@ -80,7 +80,12 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         seed=scenario.seed,
         timeout=_timeout(scenario),
         expert_kernels=expert_kernels(
-            scenario.model, scenario.calibration.engine, parallel, max_tokens=tokens, max_seqs=seqs
+            scenario.model,
+            scenario.calibration.engine,
+            parallel,
+            accelerator=scenario.hardware.accelerator.name,
+            max_tokens=tokens,
+            max_seqs=seqs,
         ),
     )
     return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
