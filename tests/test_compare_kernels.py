@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from perfsim.cost.roofline import op_estimate
+from perfsim.cost.speed_of_light import collective_seconds
 from perfsim.ops.gemm import gemm as lower_gemm
 from perfsim.ops.step import Span, attended_pairs, attention_spans, context_read
 from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import GroupedQueryAttention
-from validation.compare import lowered, streams
+from validation.collectives.predict import network
+from validation.compare import deepep, lowered, streams
 from validation.compare.cli import compare
 from validation.ops.predict import benchmark_seconds
 
@@ -192,3 +194,20 @@ def test_committed_slice_of_collectives(tmp_path, name):
     assert found["metrics"]["latency_us"]["mape_median"] < 1.0
     unknown = compare(write(tmp_path / "u.parquet", [{**typed[0], "system": "abacus"}]))
     assert unknown["not_expressible"] == {"no machine stands for 'abacus'": 1}
+
+
+def test_deepep_on_fewer_sms_takes_longer_and_never_beats_its_links(tmp_path):
+    base = {"system": "h100_sxm", "framework": "sglang", "version": "1", "mode": "normal", "node_num": 1,
+            "hidden_size": 7168, "num_token": 4096, "num_topk": 8, "num_experts": 256, "dispatch_avg_t_us": None,
+            "combine_avg_t_us": None}  # fmt: skip
+    rows = [{**base, "dispatch_sms": sms, "combine_sms": sms, "dispatch_transmit_us": took,
+             "combine_transmit_us": 2 * took} for sms, took in ((4.0, 2068.0), (20.0, 491.0))]  # fmt: skip
+    found = compare(write(tmp_path / "t.parquet", rows))
+    assert found["expressible"] == 2
+    assert found["metrics"]["dispatch_transmit_us"]["mape_mean"] < 0.3
+    pairs = [deepep.expressed(row) for row in rows]
+    few, many = (deepep.predicted(found[0], sms) for found, sms in pairs)
+    assert few is not None
+    assert many is not None
+    assert few > 3 * many
+    assert many > collective_seconds(pairs[1][0][0].work, network("dgx-h100", 1))

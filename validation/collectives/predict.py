@@ -40,22 +40,22 @@ def predict(row: Row, *, curves: bool = False) -> Prediction:
 
     `curves` adds those that were fitted to such rows: what perfsim predicts for a served model.
     """
-    network, efficiency = _network(row.node, row.nodes), _efficiency(row.node, curves)
+    links, efficiency = network(row.node, row.nodes), _efficiency(row.node, curves)
     allowed = ALLOWED.get(row.backend)
     if allowed is not None and row.work.kind in GATHERS:
         allowed = {"ring"}
-    name, seconds = fastest_algorithm(row.work, network, efficiency, allowed=allowed)
-    return Prediction(float(seconds), str(name), float(collective_seconds(row.work, network)))
+    name, seconds = fastest_algorithm(row.work, links, efficiency, allowed=allowed)
+    return Prediction(float(seconds), str(name), float(collective_seconds(row.work, links)))
 
 
 @cache
-def _network(node_name: str, nodes: int) -> Fabric:
+def network(node_name: str, nodes: int) -> Fabric:
     """`nodes` of these nodes on one layer of switches: all measured machines are small enough for that."""
     node = catalog.node(node_name)
     if nodes == 1:
         return fabric(node)
-    network = FatTree(rail_optimised=True, radix=64, levels=1, hop_latency=0.0)
-    return fabric(node, Cluster(name=node_name, label="", node=node, node_count=nodes, network=network))
+    switches = FatTree(rail_optimised=True, radix=64, levels=1, hop_latency=0.0)
+    return fabric(node, Cluster(name=node_name, label="", node=node, node_count=nodes, network=switches))
 
 
 @cache

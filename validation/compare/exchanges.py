@@ -21,6 +21,7 @@ from perfsim.spec.yaml import load_yaml
 from validation.collectives import rows as measured
 from validation.collectives.predict import predict
 from validation.collectives.rows import Row
+from validation.compare import deepep
 from validation.compare.ask import Progress
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.table import Table
@@ -87,24 +88,32 @@ def compare_public(table: Table) -> tuple[Table, Outcome]:
 
 
 def compare_deepep(table: Table) -> tuple[Table, Outcome]:
-    """Dispatch and combine; of the throughput kernels, transmission without the notification before it."""
+    """Dispatch and combine; of the throughput kernels, transmission without the notification before it.
+
+    By the kernels' own law (`validation.compare.deepep`), on as many SMs as the row says.
+    """
 
     def values(row: Mapping[str, Any], found: Row) -> dict[str, float]:
         suffix = "avg_t_us" if row["mode"] == "low_latency" else "transmit_us"
         return {f"{found.work.name}_{suffix}": 1e6 * found.seconds}
 
-    return _compare(table, lambda rows: measured.expert_rows(measured.expert_times(rows)), values)
+    def own(one: Row, row: Mapping[str, Any]) -> float:
+        found = deepep.predicted(one, deepep.expressed(row)[1])
+        return _library(one, row) if found is None else found
+
+    return _compare(table, lambda rows: (one for row in rows for one in deepep.expressed(row)[0]), values, own)
 
 
 def _compare(
-    table: Table, reader: Reader, values: Callable[[Mapping[str, Any], Row], Mapping[str, float]]
+    table: Table, reader: Reader, values: Callable[[Mapping[str, Any], Row], Mapping[str, float]],
+    price: Callable[[Row, Mapping[str, Any]], float] | None = None,
 ) -> tuple[Table, Outcome]:
     reasons: list[str | None] = []
     pairs: list[Pair] = []
     progress = Progress(len(table), what="rows")
     for index, row in enumerate(table.rows()):
         try:
-            own = [Pair(index, name, float(value), 1e6 * _library(one, row))
+            own = [Pair(index, name, float(value), 1e6 * (price or _library)(one, row))
                    for one in reader([row]) for name, value in values(row, one).items() if value]  # fmt: skip
         except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError):
             own = []  # a value is missing, or that of no exchange
@@ -119,8 +128,6 @@ def _reason(row: Mapping[str, Any]) -> str:
     machine = row.get("system", row.get("gpu"))
     if machine not in measured.NODES:
         return f"no machine stands for '{machine}'"
-    if row.get("dispatch_sms"):
-        return "other than the usual 20 SMs: what is measured is the lack of them"
     if "DeepEP" in str(row.get("source")):
         return "expert dispatch of a public document: number of experts and tokens not published"
     if "SHARP" in str(row.get("inter_link")):
