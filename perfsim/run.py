@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,17 +55,19 @@ def simulate(
             served = serve(scenario, groups, sinks=books.sinks, progress=progress, stepwise=stepwise, trace=trace,
                            begin=books.aggregate.begin)  # fmt: skip
     result = make_result(scenario, books.close(served), version=__version__)
-    return quantify(result, scenario, samples=samples) if bands or samples is not None else result
+    wanted = bands or samples is not None or scenario.samples is not None
+    return quantify(result, scenario, samples=samples) if wanted else result
 
 
 def quantify(result: Result, scenario: Scenario, *, samples: int | None = None, alone: int = ALONE) -> Result:
     """The result of `simulate(scenario)` with 5-95% bands of its headline metrics; all other values stay.
 
     First order without `samples`, from 2 (`alone` + 1) runs, else the quantiles of so many runs; see
-    `perfsim.uncertainty.bands`. Raises InputError for fewer than two samples.
+    `perfsim.uncertainty.bands`. `samples` replaces the scenario's, and is part of the result's scenario and its hash.
+    Raises InputError for fewer than two samples.
     """
-    _check_samples(samples)
-    return with_bands(result, scenario, rerun=simulate, samples=samples, alone=alone)
+    sampled = with_samples(scenario, samples)
+    return with_bands(_asked(result, sampled), _plain(sampled), rerun=simulate, samples=sampled.samples, alone=alone)
 
 
 def estimate(scenario: Scenario, *, bands: bool = False, samples: int | None = None) -> Result:
@@ -74,21 +77,38 @@ def estimate(scenario: Scenario, *, bands: bool = False, samples: int | None = N
     "unstable". `bands` and `samples` as for `simulate`; a band without an upper end reaches into instability. Raises
     InputError for a deployment of more than one replica.
     """
-    _check_samples(samples)
+    sampled = with_samples(scenario, samples)
+    scenario = _plain(sampled)
     if not scenario.deployment.single:
         raise InputError("deployment: the closed form knows one replica and no failures; use simulate")
     plan = plan_replica(scenario)
     steady = steady_state(scenario, plan, trace_path=catalog.trace_path)
     group = GroupUse(scenario, plan.memory)
     result = make_result(scenario, steady_outcome(steady, scenario.slo, group), version=__version__)
-    if not bands and samples is None:
+    if not bands and sampled.samples is None:
         return result
-    return with_bands(result, scenario, rerun=estimate, samples=samples)
+    return with_bands(_asked(result, sampled), scenario, rerun=estimate, samples=sampled.samples)
 
 
-def _check_samples(samples: int | None) -> None:
-    if samples is not None and not MIN_SAMPLES <= samples <= MAX_SAMPLES:
+def with_samples(scenario: Scenario, samples: int | None) -> Scenario:
+    """The scenario whose bands are made of so many draws, as it is for None; InputError for too few or too many."""
+    if samples is None:
+        return scenario
+    if not MIN_SAMPLES <= samples <= MAX_SAMPLES:
         raise InputError(f"samples: expected {MIN_SAMPLES} to {MAX_SAMPLES:,} draws, got {samples}")
+    return scenario.model_copy(update={"samples": samples})
+
+
+def _plain(scenario: Scenario) -> Scenario:
+    """The scenario as reruns take it, which are not to have bands themselves."""
+    return scenario if scenario.samples is None else scenario.model_copy(update={"samples": None})
+
+
+def _asked(result: Result, scenario: Scenario) -> Result:
+    """The result as that of a scenario that also says how its bands are made."""
+    if scenario.samples is None:
+        return result
+    return replace(result, scenario=scenario.portable(), scenario_hash=scenario.hash)
 
 
 @contextmanager

@@ -371,6 +371,18 @@ def test_two_processes_draw_the_same_bands() -> None:
         assert texts[0][0]["ttft.p95"][0] < texts[0][0]["ttft.p95"][1]
 
 
+def test_samples_are_part_of_the_scenario_and_its_hash() -> None:
+    asked = scenario(60)
+    first, drawn = simulate(asked, bands=True), simulate(asked, samples=3)
+    stated = simulate(asked.model_copy(update={"samples": 3}))
+    assert first.scenario_hash == asked.hash == simulate(asked).scenario_hash
+    assert "samples" not in first.scenario
+    assert drawn.scenario["samples"] == 3
+    assert drawn.scenario_hash != first.scenario_hash
+    assert drawn.to_json() == stated.to_json()
+    assert asked.replace(samples=3).hash == drawn.scenario_hash
+
+
 def test_flags(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["simulate", "default", "--set", "workload.num_requests=40"]
     assert main([*small, "--no-bands", "--format", "json"]) == 0

@@ -54,9 +54,11 @@ def simulate(
 
     check_bands(bands=bands, samples=samples)
     resolved, report = flags.resolve_command()
+    drawn = samples or resolved.samples
+    resolved = resolved.model_copy(update={"samples": None})  # bands are made after the run that is timed
     folder = RunFolder(directory) if directory is not None else None
     from perfsim.report.trace_file import TraceFile  # heavy, as the next: not before the input is known to be good
-    from perfsim.run import quantify
+    from perfsim.run import quantify, with_samples
     from perfsim.run import simulate as run_simulate
 
     if folder is not None or resolved.workload.kind == "trace":
@@ -70,7 +72,8 @@ def simulate(
                               requests_path=None if folder is None else folder.requests_path)  # fmt: skip
         wall_s = perf_counter() - began
         if bands:
-            result = quantify(result, resolved, samples=samples)
+            result = quantify(result, resolved, samples=drawn)
+            resolved = with_samples(resolved, drawn)
     result = with_report(result, report)
     if trace is not None and trace.note is not None:
         print(f"trace.pftrace is not complete: {trace.note}", file=sys.stderr)

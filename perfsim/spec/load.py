@@ -129,6 +129,7 @@ class Draft:
             slo=file.slo,
             calibration=calibration,
             seed=file.seed,
+            samples=file.samples,
         )
 
     def _forget_derived(self, key: str) -> None:

@@ -67,6 +67,8 @@ def scenario_content(scenario: Scenario) -> dict[str, Any]:
     if _found_calibration(scenario.hardware, engine) != scenario.calibration:
         content["calibration"] = whole["calibration"]
     content["seed"] = scenario.seed
+    if scenario.samples is not None:
+        content["samples"] = scenario.samples
     return content
 
 

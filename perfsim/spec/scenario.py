@@ -25,7 +25,8 @@ class Scenario(Spec):
     `cluster` holds many nodes like `hardware` and the network that joins them; without it nothing leaves the node.
 
     Every name is already looked up: descriptors and calibration coefficients are inlined, so two scenarios with equal
-    `hash` give byte-identical results.
+    `hash` give byte-identical results. `samples` is from how many draws of all factors bands are made, None for the
+    first order.
     """
 
     name: str = "scenario"
@@ -39,6 +40,7 @@ class Scenario(Spec):
     slo: SLO = SLO()
     calibration: Calibration
     seed: int = Field(default=0, ge=0, lt=2**63)
+    samples: int | None = Field(default=None, ge=2, le=100_000)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -79,6 +81,8 @@ class Scenario(Spec):
     def portable(self) -> dict[str, Any]:
         """This scenario as JSON values that are the same on every machine: of a trace's path, the file name is left."""
         content = self.model_dump(mode="json")
+        if self.samples is None:
+            content.pop("samples")
         if content["workload"].get("content_hash"):
             content["workload"]["trace"] = Path(content["workload"]["trace"]).name
         return content

@@ -57,3 +57,4 @@ class ScenarioFile(Spec):
     engine: str = Field(default=DEFAULT_ENGINE, description="engine profile, from hardware/calibration")
     calibration: Calibration | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
+    samples: int | None = Field(default=None, ge=2, le=100_000, description="draws that bands are made of")

@@ -10,6 +10,7 @@ from perfsim.spec.base import Spec
 
 OperatorKind = Literal["gemm", "moe", "prefill_attention", "decode_attention", "elementwise", "collective"]
 KINDS: tuple[OperatorKind, ...] = get_args(OperatorKind)
+Latency = Literal["ttft", "tpot", "itl", "e2e"]
 
 
 class Spread(Spec):
@@ -55,7 +56,8 @@ class Uncertainty(Spec):
     times of one run, `power` to energy above idle. `borrowed` is added in quadrature to every kind of a device that
     uses another's curves, `engine_borrowed` to the engine. `per_doubling` is added in quadrature per doubling of the
     work beyond `up_to`. `observed` are whole runs on this device and engine: given them, factors are less uncertain and
-    depend on each other.
+    depend on each other. `closed_loop` is what the mean TTFT of a closed loop misses besides, where clients queue, and
+    `tails` what the 99th percentile of a latency does.
     """
 
     kinds: dict[OperatorKind, KindSpread]
@@ -66,31 +68,48 @@ class Uncertainty(Spec):
     engine_borrowed: Spread | None = None
     per_doubling: Spread
     observed: tuple[Observation, ...] = ()
+    closed_loop: Spread | None = None
+    tails: dict[Latency, Spread] = Field(default_factory=dict)
+
+
+class EngineSpreads(Spec):
+    """The spreads of an engine profile: of its host terms, and of whole runs; None where those of any engine hold."""
+
+    host: Spread | None = None
+    deployment: Spread | None = None
+    closed_loop: Spread | None = None
 
 
 class UncertaintyFile(Spec):
     """`hardware/calibration/uncertainty.yaml`: spreads of all devices and engines.
 
-    `devices` replace single kinds for the device whose curves they are, `engines` the spread of an engine profile.
+    `devices` replace single kinds for the device whose curves they are, `engines` the spreads of an engine profile.
     """
 
     kinds: dict[OperatorKind, KindSpread]
     devices: dict[str, dict[OperatorKind, KindSpread]] = Field(default_factory=dict)
     engine: Spread
-    engines: dict[str, Spread] = Field(default_factory=dict)
+    engines: dict[str, EngineSpreads] = Field(default_factory=dict)
     deployment: Spread
     power: Spread
     borrowed: Spread
     engine_borrowed: Spread
     per_doubling: Spread
+    closed_loop: Spread
+    tails: dict[Latency, Spread] = Field(default_factory=dict)
     observed: tuple[Observed, ...] = ()
 
     def resolved(self, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool) -> Uncertainty:
         """The spreads for the curves of `device` and the profile of `engine`, widened where they stand in."""
+        own = self.engines.get(engine, EngineSpreads())
+        # Of whole runs of another engine than the one whose profile it is, nothing was compared.
+        runs = EngineSpreads() if engine_borrowed else own
         return Uncertainty(
             kinds={**self.kinds, **self.devices.get(device, {})},
-            engine=self.engines.get(engine, self.engine),
-            deployment=self.deployment,
+            engine=own.host or self.engine,
+            deployment=runs.deployment or self.deployment,
+            closed_loop=runs.closed_loop or self.closed_loop,
+            tails=self.tails,
             power=self.power,
             borrowed=self.borrowed if borrowed else None,
             engine_borrowed=self.engine_borrowed if engine_borrowed else None,

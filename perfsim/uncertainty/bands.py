@@ -31,6 +31,7 @@ from perfsim.uncertainty.factors import (
 )
 from perfsim.uncertainty.rerun import MOST_REQUESTS, SKIPPED_ABOVE, reach_of, shortened
 from perfsim.uncertainty.spread import Z, headline, in_quadrature, of_draws, with_power
+from perfsim.uncertainty.widen import besides, with_besides
 
 if TYPE_CHECKING:
     from perfsim.metrics.result import Result
@@ -86,6 +87,10 @@ def with_bands(
         quantified["note"] = (
             f"bands are those of the first requests (at most {MOST_REQUESTS:,}), laid over the whole run"
         )
+    quantified["besides"] = {
+        path: f"±{sigma:.1%}" for path, sigma in besides(scenario, result).items() if path in bands
+    }
+    bands = with_besides(bands, result, scenario)
     return replace(_noted(result, quantified), bands=bands, warnings=[*result.warnings, *notes])
 
 

@@ -31,8 +31,9 @@ def bands_of(scenario: Scenario, result: Result) -> Bands:
     Those of a closed loop need no run: no clock but the service's is in it, so all of its times follow the busy time.
     """
     from perfsim.run import quantify
+    from perfsim.uncertainty.widen import is_closed
 
-    if _closed(scenario):
+    if is_closed(scenario):
         return _of_loop(scenario, result)
     found = quantify(result, scenario, alone=1)
     factors = {}
@@ -43,17 +44,14 @@ def bands_of(scenario: Scenario, result: Result) -> Bands:
     return Bands(factors)
 
 
-def _closed(scenario: Scenario) -> bool:
-    return scenario.workload.arrivals is not None and scenario.workload.arrivals.kind == "closed"
-
-
 def _of_loop(scenario: Scenario, result: Result) -> Bands:
     from perfsim.uncertainty.bands import spread_of_time
     from perfsim.uncertainty.spread import Z, headline
+    from perfsim.uncertainty.widen import besides
 
-    size = Z * spread_of_time(scenario, result)
-    if not size:
+    time, more = spread_of_time(scenario, result), besides(scenario, result)
+    if not time:
         return Bands({})
-    factors = (math.exp(-size), math.exp(size))
-    return Bands({path: factors for path in headline(result)
-                  if path.partition(".")[0] in ("ttft", "tpot", "itl", "e2e", "throughput")})  # fmt: skip
+    sizes = {path: Z * math.hypot(time, more.get(path, 0.0)) for path in headline(result)
+             if path.partition(".")[0] in ("ttft", "tpot", "itl", "e2e", "throughput")}  # fmt: skip
+    return Bands({path: (math.exp(-size), math.exp(size)) for path, size in sizes.items()})

@@ -1,0 +1,73 @@
+"""What no factor on times stands for: clients of a closed loop that queue for their first token, and rare stalls.
+
+Their sizes are read off whole runs that were compared, for statistics of latencies as they are, so they are laid over
+the bands that the factors give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from perfsim.uncertainty.spread import Z
+
+if TYPE_CHECKING:
+    from perfsim.metrics.result import Result
+    from perfsim.spec.scenario import Scenario
+    from perfsim.uncertainty.spread import Band
+
+TAIL_STATISTICS = ("p99", "max")
+
+
+def besides(scenario: Scenario, result: Result) -> dict[str, float]:
+    """Standard deviations of the logarithm by path of a metric, to be added in quadrature to its band.
+
+    In a closed loop, E2E and throughput follow TTFT by its share of E2E.
+    """
+    spreads = scenario.calibration.uncertainty
+    if spreads is None:
+        return {}
+    variance: dict[str, float] = {}
+    for name, tail in spreads.tails.items():
+        for statistic in TAIL_STATISTICS:
+            variance[f"{name}.{statistic}"] = tail.sigma**2
+    if spreads.closed_loop is not None and is_closed(scenario):
+        for path, part in _shares_of_first_token(result).items():
+            variance[path] = variance.get(path, 0.0) + (part * spreads.closed_loop.sigma) ** 2
+    return {path: math.sqrt(value) for path, value in variance.items() if value > 0}
+
+
+def is_closed(scenario: Scenario) -> bool:
+    """Whether clients wait for an answer before they send the next request."""
+    arrivals = scenario.workload.arrivals
+    return arrivals is not None and arrivals.kind == "closed"
+
+
+def _shares_of_first_token(result: Result) -> dict[str, float]:
+    """d ln(metric) / d ln(TTFT), by path, at a given time per token."""
+    numbers = result.numbers()
+    found = {path: 1.0 for path in numbers if path.partition(".")[0] in ("ttft", "engine_ttft", "queue_time")}
+    first, whole = numbers.get("ttft.mean"), numbers.get("e2e.mean")
+    share = first / whole if first and whole else 0.0
+    for path in numbers:
+        if path.startswith(("e2e.", "throughput.")) or path == "makespan_s":
+            found[path] = share
+    return found
+
+
+def widened(band: Band, point: float, sigma: float) -> Band:
+    """The band with a further independent spread: sides add in quadrature, in the logarithm. None stays open."""
+    low, high = band
+    if point <= 0:
+        return band
+    down = math.hypot(math.log(point / low), Z * sigma) if low else None
+    up = math.hypot(math.log(high / point), Z * sigma) if high is not None else None
+    return [low if down is None else point * math.exp(-down), None if up is None else point * math.exp(up)]
+
+
+def with_besides(bands: Mapping[str, Band], result: Result, scenario: Scenario) -> dict[str, Band]:
+    """All bands, those of `besides` widened."""
+    numbers, sigmas = result.numbers(), besides(scenario, result)
+    return {path: widened(band, numbers[path] or 0.0, sigmas[path]) if path in sigmas else band
+            for path, band in bands.items()}  # fmt: skip
