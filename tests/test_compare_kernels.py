@@ -206,7 +206,7 @@ def test_deepep_on_fewer_sms_takes_longer_and_never_beats_its_links(tmp_path):
     assert found["expressible"] == 2
     assert found["metrics"]["dispatch_transmit_us"]["mape_mean"] < 0.3
     pairs = [deepep.expressed(row) for row in rows]
-    few, many = (deepep.predicted(found[0], sms) for found, sms in pairs)
+    few, many = (deepep.predicted(each[0], kernel) for each, kernel in pairs)
     assert few is not None
     assert many is not None
     assert few > 3 * many
