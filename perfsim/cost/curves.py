@@ -72,7 +72,8 @@ def padded(units: Num, padding: float) -> Num:
 
 def whole_tiles(rows: Num) -> Num:
     """Rows rounded up to whole tiles of the kernel: of 16, 32, 64, 128 rows, and from 129 on multiples of 256."""
-    tile = np.clip(2.0 ** np.ceil(np.log2(np.maximum(rows, 1.0))), FEWEST_ROWS, MOST_ROWS)
+    tile = np.maximum(2.0 ** np.ceil(np.log2(np.maximum(rows, 1.0))), FEWEST_ROWS)
+    tile = np.minimum(tile, MOST_ROWS)  # `clip` takes five times as long for a single number
     whole: Num = tile * np.ceil(rows / tile)
     return whole
 

@@ -111,7 +111,8 @@ class EngineFront(ABC):
             if self.on_finish is not None:
                 self.on_finish(request, request.queued)
             return
-        self.count(1, request.queued)
+        self.population += 1
+        self.request_seconds -= request.queued  # as `count` does
         self.incoming.append(request)
         if config.timeout != inf:
             self.deadlines.add(request)
@@ -298,7 +299,8 @@ class EngineFront(ABC):
     def finish(self, request: Request) -> None:
         """A request's last token is out."""
         now = request.finish = self.now
-        self.count(-1, now)
+        self.population -= 1
+        self.request_seconds += now
         self.recorder.finish(request)
         if self.on_finish is not None:
             self.on_finish(request, now)

@@ -14,13 +14,11 @@ class FcfsQueue(deque[Request]):
     def head(self) -> Request:
         return self[0]
 
-    def take(self) -> Request:
-        return self.popleft()
-
     def drop(self, request: Request) -> None:
         """Take out a request that will not be served."""
         self.remove(request)
 
+    take = deque.popleft
     push = deque.append
     push_preempted = deque.appendleft
 

@@ -37,6 +37,7 @@ class Work:
     a step is the time between two tokens, each puts out `emitted` tokens, and `kv_blocks` are in use at the end.
     """
 
+    first: float
     emitted: int
     gaps: int
     kv_blocks: int
@@ -63,7 +64,7 @@ class Work:
         self.read = read
         self.waiting = waiting
         self.group_tokens = tokens
-        self.first = self.slope = 0.0
+        self.slope = 0.0
         self.extras: Extras | None = None
 
     def end(self) -> float:
