@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
-from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -29,11 +28,7 @@ SEGMENT_COLUMNS = (
 )  # fmt: skip
 EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s", "held_s")  # zeros where an engine has none of it
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
-# The same of a Work. Rows are read off in C, so many at once as stay in the processor's cache meanwhile.
-_AT_ONCE = 1024
-_SEGMENT = attrgetter("start", "count", "first", "slope", "tokens", "logits", "decodes", "gaps", "emitted", "prefill",
-                      "running", "waiting", "kv_blocks", "group_tokens")  # fmt: skip
-_WINDOWS = attrgetter("context", "growth", "pairs", "read")
+_AT_ONCE = 1024  # rows are read off the engine's works in one loop, as long as these are in the processor's cache
 
 
 def window_columns(windows: int) -> tuple[str, ...]:
@@ -131,14 +126,18 @@ class Recorder:
 
     def _read_off(self) -> None:
         works, self._works = self._works, []
-        parts = [map(_SEGMENT, works), chain.from_iterable(map(_WINDOWS, works))]
+        rows: Iterable[tuple[float, ...]] = [
+            (work.start, work.count, work.first, work.slope, work.tokens, work.logits, work.decodes, work.gaps,
+             work.emitted, work.prefill, work.running, work.waiting, work.kv_blocks, work.group_tokens,
+             *work.context, *work.growth, *work.pairs, *work.read)
+            for work in works
+        ]  # fmt: skip
         if works[0].extras is not None:
-            parts.append(work.extras or () for work in works)
-        flat = [np.fromiter(chain.from_iterable(part), np.float64).reshape(len(works), -1) for part in parts]
-        rows = np.hstack(flat)
+            rows = [row + (work.extras or ()) for row, work in zip(rows, works, strict=True)]
+        table = np.fromiter(chain.from_iterable(rows), np.float64).reshape(len(works), -1)
         end = self._filled + len(works)
-        self._table[self._filled : end, : rows.shape[1]] = rows
-        self._table[self._filled : end, rows.shape[1] :] = 0.0
+        self._table[self._filled : end, : table.shape[1]] = table
+        self._table[self._filled : end, table.shape[1] :] = 0.0
         self._filled = end
         self._room = min(_AT_ONCE, self._limit - end)
 
