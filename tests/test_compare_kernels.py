@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from perfsim.calibrate.routing import largest_share
 from perfsim.cost.roofline import op_estimate
 from perfsim.cost.speed_of_light import collective_seconds
 from perfsim.ops.gemm import gemm as lower_gemm
@@ -211,3 +212,12 @@ def test_deepep_on_fewer_sms_takes_longer_and_never_beats_its_links(tmp_path):
     assert many is not None
     assert few > 3 * many
     assert many > collective_seconds(pairs[1][0][0].work, network("dgx-h100", 1))
+
+
+@pytest.mark.parametrize(("experts", "ranks"), [(256, 8), (128, 16), (8, 2)])
+def test_the_busiest_rank_gets_more_of_a_skewed_routing(experts, ranks):
+    shares = [largest_share(experts, ranks, 1.2, tokens) for tokens in (1.0, 64.0, 4096.0, 10.0**6)]
+    assert shares[0] == pytest.approx(1 / ranks, rel=0.01)
+    assert shares == sorted(shares)
+    assert shares[-1] <= 1.0
+    assert largest_share(experts, ranks, 0.0, 4096.0) == 1 / ranks

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from perfsim.calibrate.routing import IDLE_PASSES, largest_share
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.collective import FAMILIES, filling, scaled
@@ -157,7 +158,7 @@ def fit_range(rows: Rows) -> Rows:
     Left out are matrices with a side below 256, prompts below 128 tokens (kernels then work on whole tiles of 128),
     head sizes other than 64, 128 and 256, and, on GPUs where vLLM runs FlashAttention-2, decodes with one query head
     per K/V head or a window: these do not split a context, so that few sequences leave most SMs idle. Experts spread
-    over ranks are left out, because the source times the rank with the most rows, whose share it does not tell.
+    over ranks are left out, because the source times the rank with the most rows, whose share has to be guessed.
     """
     columns = rows.columns
     if rows.kind in ("collective", "stream"):
@@ -282,7 +283,7 @@ def _stream(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array
 def _experts(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
     c = rows.columns
     touched = _distinct(rows, values["popularity"])
-    routed = c["tokens"] * c["top"] / c["ranks"]
+    routed = c["tokens"] * c["top"] * _share(rows)
     expert = 3 * c["hidden"] * c["inter"]
     moved = touched * expert * WEIGHT_BYTES[rows.format]
     moved = moved + routed * (c["hidden"] + 3 * c["inter"]) * ACTIVATION
@@ -290,8 +291,21 @@ def _experts(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Arra
     memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip)
     rate = values["compute"] * peak_flops(chip, ARITHMETIC.get(rows.format, "bf16"))
     compute = 2 * expert * (routed + touched * values["expert_padding"]) / rate
-    sorting = routed * values["passes"] * c["hidden"] * ACTIVATION / chip.memory.read_bandwidth
+    idle = c["tokens"] * (1.0 - 1.0 / c["ranks"]) * IDLE_PASSES.get(rows.backend, 0.0)
+    sorting = (routed * values["passes"] + idle) * c["hidden"] * ACTIVATION / chip.memory.read_bandwidth
     return np.asarray(values["launch"] + sorting + blended(memory, compute, values["sharpness"]))
+
+
+def _share(rows: Rows) -> Array:
+    """The share of all rows that the timed rank gets."""
+    c = rows.columns
+    shares = 1.0 / c["ranks"]
+    spread = np.flatnonzero((c["ranks"] > 1) & (c["skew"] > 0))
+    routings = np.stack([c[name][spread] for name in ("experts", "ranks", "skew", "tokens")], axis=1)
+    kinds, place = np.unique(routings, axis=0, return_inverse=True)
+    found = [largest_share(int(experts), int(ranks), skew, tokens) for experts, ranks, skew, tokens in kinds.tolist()]
+    shares[spread] = np.array(found)[place.reshape(-1)] if found else []
+    return shares
 
 
 def families_of(rows: Rows) -> list[str]:
