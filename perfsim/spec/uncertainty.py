@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -17,6 +18,14 @@ class Spread(Spec):
     """The standard deviation of the logarithm of one multiplicative factor, and where it was read off."""
 
     sigma: float = Field(ge=0, le=2)
+    source: str
+
+
+class SkewedSpread(Spec):
+    """A spread that reaches further to one side: the measured value is `longer` or `shorter` than the predicted one."""
+
+    longer: float = Field(ge=0, le=4)
+    shorter: float = Field(ge=0, le=4)
     source: str
 
 
@@ -68,7 +77,7 @@ class Uncertainty(Spec):
     engine_borrowed: Spread | None = None
     per_doubling: Spread
     observed: tuple[Observation, ...] = ()
-    closed_loop: Spread | None = None
+    closed_loop: SkewedSpread | None = None
     tails: dict[Latency, Spread] = Field(default_factory=dict)
 
 
@@ -77,7 +86,13 @@ class EngineSpreads(Spec):
 
     host: Spread | None = None
     deployment: Spread | None = None
-    closed_loop: Spread | None = None
+    closed_loop: SkewedSpread | None = None
+
+
+class Foreign(Spread):
+    """What all times of a device miss that borrows the curves of one of another make."""
+
+    devices: tuple[str, ...]
 
 
 class UncertaintyFile(Spec):
@@ -94,20 +109,29 @@ class UncertaintyFile(Spec):
     power: Spread
     borrowed: Spread
     engine_borrowed: Spread
+    foreign: Foreign
     per_doubling: Spread
-    closed_loop: Spread
+    closed_loop: SkewedSpread
     tails: dict[Latency, Spread] = Field(default_factory=dict)
     observed: tuple[Observed, ...] = ()
 
-    def resolved(self, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool) -> Uncertainty:
-        """The spreads for the curves of `device` and the profile of `engine`, widened where they stand in."""
+    def resolved(
+        self, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool, accelerator: str | None = None
+    ) -> Uncertainty:
+        """The spreads of an accelerator with curves of `device` and the profile of `engine`, wider where borrowed."""
         own = self.engines.get(engine, EngineSpreads())
         # Of whole runs of another engine than the one whose profile it is, nothing was compared.
         runs = EngineSpreads() if engine_borrowed else own
+        deployment = runs.deployment or self.deployment
+        if accelerator in self.foreign.devices:
+            deployment = Spread(
+                sigma=math.hypot(deployment.sigma, self.foreign.sigma),
+                source=f"{deployment.source}; {self.foreign.source}",
+            )
         return Uncertainty(
             kinds={**self.kinds, **self.devices.get(device, {})},
             engine=own.host or self.engine,
-            deployment=runs.deployment or self.deployment,
+            deployment=deployment,
             closed_loop=runs.closed_loop or self.closed_loop,
             tails=self.tails,
             power=self.power,

@@ -87,9 +87,8 @@ def with_bands(
         quantified["note"] = (
             f"bands are those of the first requests (at most {MOST_REQUESTS:,}), laid over the whole run"
         )
-    quantified["besides"] = {
-        path: f"±{sigma:.1%}" for path, sigma in besides(scenario, result).items() if path in bands
-    }
+    more = besides(scenario, result)
+    quantified["besides"] = {path: f"-{down:.1%} +{up:.1%}" for path, (down, up) in more.items() if path in bands}
     bands = with_besides(bands, result, scenario)
     return replace(_noted(result, quantified), bands=bands, warnings=[*result.warnings, *notes])
 

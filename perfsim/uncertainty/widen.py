@@ -20,22 +20,24 @@ if TYPE_CHECKING:
 TAIL_STATISTICS = ("p99", "max")
 
 
-def besides(scenario: Scenario, result: Result) -> dict[str, float]:
-    """Standard deviations of the logarithm by path of a metric, to be added in quadrature to its band.
+def besides(scenario: Scenario, result: Result) -> dict[str, tuple[float, float]]:
+    """Standard deviations of the logarithm (downwards, upwards) by path of a metric, to be added in quadrature.
 
     In a closed loop, E2E and throughput follow TTFT by its share of E2E.
     """
     spreads = scenario.calibration.uncertainty
     if spreads is None:
         return {}
-    variance: dict[str, float] = {}
-    for name, tail in spreads.tails.items():
-        for statistic in TAIL_STATISTICS:
-            variance[f"{name}.{statistic}"] = tail.sigma**2
+    found: dict[str, tuple[float, float]] = {}
     if spreads.closed_loop is not None and is_closed(scenario):
+        shorter, longer = spreads.closed_loop.shorter, spreads.closed_loop.longer
         for path, part in _shares_of_first_token(result).items():
-            variance[path] = variance.get(path, 0.0) + (part * spreads.closed_loop.sigma) ** 2
-    return {path: math.sqrt(value) for path, value in variance.items() if value > 0}
+            found[path] = (part * shorter, part * longer) if part >= 0 else (-part * longer, -part * shorter)
+    for name, tail in spreads.tails.items():
+        for path in (f"{name}.{statistic}" for statistic in TAIL_STATISTICS):
+            down, up = found.get(path, (0.0, 0.0))
+            found[path] = (math.hypot(down, tail.sigma), math.hypot(up, tail.sigma))
+    return {path: sizes for path, sizes in found.items() if max(sizes) > 0}
 
 
 def is_closed(scenario: Scenario) -> bool:
@@ -51,18 +53,20 @@ def _shares_of_first_token(result: Result) -> dict[str, float]:
     first, whole = numbers.get("ttft.mean"), numbers.get("e2e.mean")
     share = first / whole if first and whole else 0.0
     for path in numbers:
-        if path.startswith(("e2e.", "throughput.")) or path == "makespan_s":
+        if path.startswith("e2e.") or path == "makespan_s":
             found[path] = share
+        elif path.startswith("throughput."):
+            found[path] = -share
     return found
 
 
-def widened(band: Band, point: float, sigma: float) -> Band:
+def widened(band: Band, point: float, sizes: tuple[float, float]) -> Band:
     """The band with a further independent spread: sides add in quadrature, in the logarithm. None stays open."""
     low, high = band
     if point <= 0:
         return band
-    down = math.hypot(math.log(point / low), Z * sigma) if low else None
-    up = math.hypot(math.log(high / point), Z * sigma) if high is not None else None
+    down = math.hypot(math.log(point / low), Z * sizes[0]) if low else None
+    up = math.hypot(math.log(high / point), Z * sizes[1]) if high is not None else None
     return [low if down is None else point * math.exp(-down), None if up is None else point * math.exp(up)]
 
 

@@ -52,6 +52,9 @@ def _of_loop(scenario: Scenario, result: Result) -> Bands:
     time, more = spread_of_time(scenario, result), besides(scenario, result)
     if not time:
         return Bands({})
-    sizes = {path: Z * math.hypot(time, more.get(path, 0.0)) for path in headline(result)
-             if path.partition(".")[0] in ("ttft", "tpot", "itl", "e2e", "throughput")}  # fmt: skip
-    return Bands({path: (math.exp(-size), math.exp(size)) for path, size in sizes.items()})
+    factors = {}
+    for path in headline(result):
+        if path.partition(".")[0] in ("ttft", "tpot", "itl", "e2e", "throughput"):
+            down, up = (Z * math.hypot(time, size) for size in more.get(path, (0.0, 0.0)))
+            factors[path] = (math.exp(-down), math.exp(up))
+    return Bands(factors)
