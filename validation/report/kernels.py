@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perfsim.calibrate.ops import BACKEND, all_rows
+from perfsim.calibrate.ops import all_rows
 from perfsim.calibrate.rows import Rows
-from validation.ops.__main__ import fitted_report, summary, transfer_report
+from validation.ops.__main__ import fitted_report, summary
 from validation.ops.predict import Compared, compare
 from validation.ops.slice import KINDS, path_of, slice_rows
+from validation.ops.transfer import By, LeftOutKind, leave_out
 from validation.report.markdown import MISSING, percent, table
 from validation.report.plots import Panel, Series, figure, residuals, scatter
 from validation.report.store import Results, provenance, stamped
 
-TABLES = ("aic_gemm", "aic_attention_decode", "aic_attention_prefill", "aic_mla", "aic_moe", "collectives")
+TABLES = ("aic_gemm", "aic_attention_decode", "aic_attention_prefill", "aic_mla", "aic_moe", "aic_quantize",
+          "collectives")  # fmt: skip
 WORDS = {"gemm": "products", "decode": "decode attention", "prefill": "prefill attention", "moe": "fused experts",
-         "collective": "collectives in a node"}  # fmt: skip
+         "collective": "collectives in a node", "stream": "quantisation"}  # fmt: skip
 # Over which column errors are shown.
 AXES = {"gemm": ("m", "rows m of the product"), "decode": ("attended", "attended tokens, all sequences"),
         "prefill": ("context", "context (tokens)"), "moe": ("tokens", "tokens"),
-        "collective": ("bytes", "message (bytes)")}  # fmt: skip
+        "collective": ("bytes", "message (bytes)"), "stream": ("bytes", "bytes moved")}  # fmt: skip
+BY: tuple[By, ...] = ("device", "architecture")
 
 
 def run_whole(data: Path, figures: Path) -> Results:
     """All measured rows, and refits without each device and each architecture."""
     folder = data / "ops"
     groups = all_rows(folder)
-    transfers = transfer_report([rows for rows in groups if rows.backend == BACKEND])
     results = _results(groups, figures, "operators")
-    results["left_out"] = {by: summary(entries, "") for by, entries in transfers.items()}
-    results["left_out_groups"] = {
-        by: [{key: value for key, value in entry.items() if key != "errors"} for entry in entries]
-        for by, entries in transfers.items()
-    }
+    left_out = {by: leave_out(groups, by=by) for by in BY}
+    results["left_out"] = {by: _by_kind(cells) for by, cells in left_out.items()}
+    results["left_out_groups"] = {by: [asdict(cell) for cell in cells] for by, cells in left_out.items()}
     return stamped(results, [folder / f"{name}.parquet" for name in TABLES])
 
 
 def run_slice(figures: Path) -> Results:
     """The committed rows: a few of every group, half of them held out."""
-    return stamped(_results(slice_rows(), figures, "operators-slice"), [path_of(kind) for kind in KINDS])
+    return stamped(_results(slice_rows(), figures, "operators-slice"), slices())
+
+
+def slices() -> list[Path]:
+    """The committed files, one per kind."""
+    return [path for path in map(path_of, KINDS) if path.is_file()]
+
+
+def _by_kind(cells: list[LeftOutKind]) -> dict[str, dict[str, float]]:
+    """Per kind: what was left out, rows, and medians over them of the median and the 90th percentile."""
+    kinds: dict[str, list[LeftOutKind]] = {}
+    for cell in cells:
+        kinds.setdefault(cell.kind, []).append(cell)
+    return {
+        kind: {"groups": len(found), "rows": sum(cell.rows for cell in found),
+               "median": float(np.median([cell.median for cell in found])),
+               "p90": float(np.median([cell.p90 for cell in found]))}
+        for kind, found in kinds.items()
+    }  # fmt: skip
 
 
 def _results(groups: list[Rows], figures: Path, name: str) -> Results:
@@ -61,14 +80,16 @@ def _results(groups: list[Rows], figures: Path, name: str) -> Results:
 
 def _panels(compared: list[Compared]) -> Iterator[Panel]:
     """Per kind of kernel, a scatter and the errors over a size, of the rows that no fit saw, by device."""
-    for kind in KINDS:
+    for kind, word in WORDS.items():
         of_kind = [found for found in compared if found.rows.kind == kind and found.held_out.any()]
         by_device: dict[str, list[Compared]] = {}
         for found in of_kind:
             by_device.setdefault(found.rows.device, []).append(found)
         both = [_series(device, found) for device, found in sorted(by_device.items())]
-        yield scatter(WORDS[kind], "µs", [pair[0] for pair in both])
-        yield residuals(WORDS[kind], AXES[kind][1], [pair[1] for pair in both])
+        if not both:
+            continue
+        yield scatter(word, "µs", [pair[0] for pair in both])
+        yield residuals(word, AXES[kind][1], [pair[1] for pair in both])
 
 
 def _series(device: str, found: list[Compared]) -> tuple[Series, Series]:
@@ -89,7 +110,7 @@ def render(results: Results, *, name: str) -> Iterator[str]:
     yield f"{provenance(results)} {results['rows']:,} rows."
     yield ""
     rows = []
-    for kind in KINDS:
+    for kind in _kinds(results["summary"]["held_out"]):
         cells = [WORDS[kind]]
         for key in ("fitted", "held_out", "cold"):
             found = results["summary"][key].get(kind)
@@ -107,30 +128,27 @@ def render(results: Results, *, name: str) -> Iterator[str]:
 
 
 def _left_out(results: Results) -> Iterator[str]:
-    yield "Refitted without a device, or without all devices of its architecture, and predicted from its datasheet:"
-    yield ""
-    rows = []
-    for kind in KINDS:
-        cells = [WORDS[kind]]
-        for by in ("device", "architecture"):
-            found = results["left_out"].get(by, {}).get(kind)
-            cells += (
-                [percent(found["median"]), percent(found["p90"]), f"{found['groups']:,.0f}"] if found else [MISSING] * 3
-            )
-        rows.append(cells)
-    yield from table(("kind", "device left out: median", "p90", "groups", "architecture left out: median", "p90",
-                      "groups"), rows)  # fmt: skip
-    yield ""
-    for by, entries in results["left_out_groups"].items():
-        cells = [
-            (WORDS[entry["kind"]], entry["device"], entry["format"], *_cells(entry)) for entry in entries if entry["n"]
-        ]
-        yield f"<details><summary>One {by} left out, group by group</summary>"
+    """Median errors with their bias: kinds against what was left out."""
+    for by in BY:
+        entries = results["left_out_groups"][by]
+        what = "a device" if by == "device" else "all devices of an architecture"
+        yield f"Refitted without {what} and predicted from its datasheet: median error (median bias), vLLM's kernels,"
+        yield "every row in range."
         yield ""
-        yield from table(("kind", "device", "format", "n", "median", "p90", "median bias"), cells, left=3)
+        names = sorted({entry["name"] for entry in entries})
+        found = {(entry["kind"], entry["name"]): entry for entry in entries}
+        rows = [(WORDS[kind], *(_short(found.get((kind, name))) for name in names))
+                for kind in _kinds({kind for kind, _ in found})]  # fmt: skip
+        yield from table(("kind", *names), rows)
         yield ""
-        yield "</details>"
-        yield ""
+
+
+def _short(cell: dict[str, Any] | None) -> str:
+    return MISSING if cell is None else f"{percent(cell['median'])} ({percent(cell['bias'], sign=True)})"
+
+
+def _kinds(known: Container[str]) -> list[str]:
+    return [kind for kind in WORDS if kind in known]
 
 
 def _by_device(results: Results) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from validation.collectives.rows import MEASURED as SLICES
-from validation.ops.slice import KINDS, path_of
+from validation.ops.slice import path_of
 from validation.report import exchanges, kernel_tables, kernels, left_out, prefills, served
 from validation.report.split import split
 from validation.report.store import MEASURED, Results
@@ -62,7 +62,7 @@ def _kernel_sections() -> Iterator[Section]:
                   lambda paths, figures: kernels.run_whole(paths[0].parents[1], figures), _titled(
                       "### Fitted operator curves, all rows",
                       lambda found: kernels.render(found, name="operators")))  # fmt: skip
-    yield Section("operators-slice", (), tuple(path_of(kind) for kind in KINDS),
+    yield Section("operators-slice", (), tuple(kernels.slices()),
                   lambda _, figures: kernels.run_slice(figures), _titled(
                       "### Fitted operator curves, committed rows",
                       lambda found: kernels.render(found, name="operators-slice")))  # fmt: skip
