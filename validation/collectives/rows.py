@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -23,14 +23,16 @@ COLLECTIVE_COLUMNS = ("source", "system", "framework", "version", "op_name", "im
 EXPERT_COLUMNS = ("system", "framework", "version", "mode", "node_num", "hidden_size", "num_token", "num_topk",
                   "num_experts", "dispatch_sms", "dispatch_us", "combine_us")  # fmt: skip
 
-# The nodes that stand for the measured machines. p5, p5en and p6-b200 have EFA cards instead of InfiniBand, 400 GB/s
-# per node as well.
+# The nodes that stand for the measured machines. vTrain's A100s reach one bus bandwidth with any number of GPUs from 3
+# to 8, odd ones too, as only a switch allows. p5, p5en and p6-b200 have EFA cards instead of InfiniBand, 400 GB/s per
+# node as well.
 NODES = {
     "a100_sxm": "dgx-a100", "a100_dgx": "dgx-a100", "A100": "dgx-a100", "h100_sxm": "dgx-h100", "h100_dgx": "dgx-h100",
     "h100_sxm_80gb": "dgx-h100", "H100": "dgx-h100", "H100 (p5 template)": "dgx-h100", "h200_sxm": "dgx-h200",
     "H100 (file name)": "dgx-h100",
     "h200_sxm_141gb": "dgx-h200", "H200": "dgx-h200", "b200_sxm": "dgx-b200", "B200": "dgx-b200",
     "gb200": "gb200-nvl72", "GB200": "gb200-nvl72", "H800": "h800-8x-sxm",
+    "a100": "dgx-a100", "l40s": "l40s-48gb", "rtx_pro_6000_server": "rtx-pro-6000-blackwell-96gb",
 }  # fmt: skip
 OPERATIONS: dict[str, CollectiveKind] = {
     "all_reduce": "all_reduce", "allreduce": "all_reduce", "all_gather": "all_gather", "allgather": "all_gather",
@@ -86,12 +88,17 @@ def collective_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """Rows of `collectives` on a known machine."""
     for row in table:
         node, gpus, nodes = NODES.get(row["system"]), int(row["num_gpus"]), int(row["num_nodes"])
-        if node is None or gpus < 2 or float(row["latency_us"]) <= 0:
+        if node is None or gpus < 2 or float(row["latency_us"]) <= 0 or without_peers(row):
             continue
-        backend = "nccl" if row["impl"] == "NCCL" else row["impl"].lower()
+        backend = "nccl" if row["impl"] in ("NCCL", "out-of-place") else row["impl"].lower()
         backend = "nccl torch" if row["source"] == "vidur" else backend  # timed around torch.distributed
         yield _row(node, nodes, backend, row["op_name"], gpus, float(row["bytes"]), float(row["latency_us"]) * 1e-6,
                    f"{row['source']} {row['framework']} {row['version']}")  # fmt: skip
+
+
+def without_peers(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of aiconfigurator's L40S host, on which more than two GPUs reach each other through memory."""
+    return row["system"] == "l40s" and int(row["num_gpus"]) > 2
 
 
 def public_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from perfsim.cost.topology import Fabric, fabric
 from perfsim.spec import catalog
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.load import find_calibration
-from perfsim.spec.operators_file import load_operators
+from perfsim.spec.operators_file import load_operators, withheld_devices
 from perfsim.spec.yaml import load_yaml
 from validation.collectives import rows as measured
 from validation.collectives.predict import predict
@@ -69,7 +69,8 @@ def _efficiency(node: str, engine: str) -> tuple[DeviceEfficiency, Fabric]:
     machine = catalog.node(node)
     chip = machine.accelerator.name
     device = find_calibration(accelerator=chip, engine="vllm").device
-    curves = load_operators(CALIBRATION, device=chip, engine=engine, borrowed=False)
+    withheld = chip in withheld_devices(CALIBRATION)
+    curves = load_operators(CALIBRATION, device=chip, engine=engine, borrowed=False, withheld=withheld)
     return (device.model_copy(update={"curves": curves}) if curves.source else device), fabric(machine)
 
 
@@ -128,6 +129,8 @@ def _reason(row: Mapping[str, Any]) -> str:
     machine = row.get("system", row.get("gpu"))
     if machine not in measured.NODES:
         return f"no machine stands for '{machine}'"
+    if row.get("num_gpus") and measured.without_peers(row):
+        return "more than two GPUs on a host without peer-to-peer"
     if "DeepEP" in str(row.get("source")):
         return "expert dispatch of a public document: number of experts and tokens not published"
     if "SHARP" in str(row.get("inter_link")):
