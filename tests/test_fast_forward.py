@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -176,6 +176,7 @@ def scenarios(draw):
         priority = np.array(draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
     chunk = RequestChunk(arrivals, prompts, outputs, priority, hashes, 64 if hashes else 0)
     seqs = draw(st.integers(1, 24))
+    mixed = draw(st.booleans())
     config = EngineConfig(
         max_num_batched_tokens=draw(st.integers(max(seqs, 8), 256)),
         max_num_seqs=seqs,
@@ -186,7 +187,8 @@ def scenarios(draw):
         span_blocks=draw(st.sampled_from([(), (), ((4, 1),), ((2, 1), (9, 2))])),
         priority=by_priority,
         prefix_caching=draw(st.booleans()),
-        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 24])),
+        mixed_steps=mixed,
+        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 24])) if mixed else 0,
         async_scheduling=draw(st.booleans()),
         reserve_full_isl=draw(st.booleans()),
         watermark_blocks=draw(st.sampled_from([0, 3])),
@@ -226,6 +228,29 @@ def test_preemption_and_stalls_really_happen(asynchronous: bool) -> None:
     assert max(log.gaps) > 20 * np.median(log.gaps)
     assert recorder.segments < recorder.steps
     np.testing.assert_allclose(np.concatenate(log.steps), np.concatenate(slow.steps), rtol=1e-9)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_prompts_alone_go_first(asynchronous: bool) -> None:
+    """Without mixed steps no decode shares a step with a prompt, and none runs while a prompt can."""
+    chunk = RequestChunk(np.array([0.0, 0.0, 0.0, 0.3]), np.full(4, 100), np.full(4, 400))
+    config = EngineConfig(
+        max_num_batched_tokens=64, max_num_seqs=8, max_model_len=4096, block_size=BLOCK, total_blocks=400,
+        mixed_steps=False, async_scheduling=asynchronous,
+    )  # fmt: skip
+    alone, _ = run("gqa", Engine, config, chunk, 0, 0.0)
+    mixed, _ = run("gqa", Engine, replace(config, mixed_steps=True), chunk, 0, 0.0)
+
+    def work(log: Log) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.concatenate(log.steps)
+        return rows[:, 3], rows[:, 5]  # decodes, prompt tokens
+
+    decodes, prompts = work(alone)
+    assert not np.any((decodes > 0) & (prompts > 0))
+    assert prompts[:5].tolist() == [64, 64, 64, 64, 44]  # three prompts
+    assert prompts[5:].sum() == 100
+    assert np.any(np.multiply(*work(mixed)) > 0)
+    assert max(alone.gaps) > max(mixed.gaps)
 
 
 def _request_columns() -> tuple[str, ...]:

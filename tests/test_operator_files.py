@@ -11,10 +11,10 @@ from perfsim.cost.roofline import coefficients
 from perfsim.ops.op import Op
 from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
-from perfsim.spec.operators_file import BackendCurves, OperatorsFile, load_operators, withheld_devices
+from perfsim.spec.operators_file import BackendCurves, OperatorsFile
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
-from validation.ops.predict import compare, fitted_file
+from validation.ops.predict import compare
 from validation.ops.slice import KINDS, slice_rows
 
 FOLDER = Path(__file__).resolve().parents[1] / "hardware" / "calibration" / "operators"
@@ -53,17 +53,6 @@ def test_engines_and_devices_without_rows_borrow_and_say_so() -> None:
     assert all(borrowed.discrepancy[kind] >= spread for kind, spread in own.discrepancy.items() if kind != "collective")
     assert borrowed.discrepancy["prefill"] > own.discrepancy["prefill"]
     assert find_calibration(accelerator="gb200-186gb", engine="vllm").device.curves.source.endswith("gb200-186gb")
-
-
-def test_withheld_curves_stay_out_of_simulations() -> None:
-    withheld = withheld_devices(FOLDER.parent)
-    assert withheld
-    for device, reason in withheld.items():
-        assert len(reason) > 40
-        assert not (FOLDER / f"{device}.yaml").exists()
-        assert not find_calibration(accelerator=device, engine="vllm").device.curves.source
-        assert load_operators(FOLDER.parent, device=device, engine="vllm", borrowed=False, withheld=True).gemm
-        assert fitted_file(device) is not None
 
 
 def test_elementwise_kernels_take_a_measured_launch_and_bandwidth() -> None:

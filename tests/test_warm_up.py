@@ -18,6 +18,7 @@ from perfsim.spec import catalog
 from perfsim.spec.expert_tiles import tiles_of
 from perfsim.spec.load import find_calibration, load_scenario
 from perfsim.spec.policy import ParallelPlan
+from perfsim.spec.scenario import Scenario
 
 TILES = tuple(tiles_of("h100-80gb-sxm", experts=8, width=7168).items())
 MIXTRAL = ExpertKernels(seconds=1.0, graph=256, longest=2048, experts=8, picks=2, tiles=TILES)
@@ -77,9 +78,12 @@ def test_the_time_is_in_the_breakdown_and_delays_first_requests() -> None:
     scenario = load_scenario(overrides=[
         "model=mistralai--Mixtral-8x7B-v0.1", "parallel.tp=2", "workload.num_requests=100", "workload.arrivals.rate=2",
     ])  # fmt: skip
-    engine = scenario.calibration.engine.model_copy(update={"kernel_compile": 0.5})
-    slow = scenario.model_copy(update={"calibration": scenario.calibration.model_copy(update={"engine": engine})})
-    plain, late = simulate(scenario), simulate(slow)
+
+    def compiling_for(seconds: float) -> Scenario:
+        engine = scenario.calibration.engine.model_copy(update={"kernel_compile": seconds})
+        return scenario.model_copy(update={"calibration": scenario.calibration.model_copy(update={"engine": engine})})
+
+    plain, late = simulate(compiling_for(0.0)), simulate(compiling_for(0.5))
     compiling = late.breakdown["compiling"]
     assert compiling >= 0.5
     assert compiling == pytest.approx(0.5 * round(compiling / 0.5))

@@ -18,6 +18,7 @@ class EngineConfig:
     At most `max_loras` LoRA adapters (0: any) are in one step, `adapter_load` seconds bring one to the GPU.
     With `acceptance`, the chance of each draft token to be accepted after those before it, every decode verifies so
     many drafts per step; `lookahead` positions more have blocks, for what the drafter writes. `seed` is for the draws.
+    Without `mixed_steps` prompts are computed in steps of their own, before any decode.
     A `prefill_only` engine hands a request over after its first token and holds its blocks until they are fetched.
     """
 
@@ -30,6 +31,7 @@ class EngineConfig:
     span_blocks: tuple[tuple[int, int], ...] = ()
     priority: bool = False
     chunked_prefill: bool = True
+    mixed_steps: bool = True
     prefix_caching: bool = True
     long_prefill_token_threshold: int = 0
     async_scheduling: bool = True

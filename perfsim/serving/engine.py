@@ -22,7 +22,7 @@ from perfsim.serving.front import EngineFront, Hook
 from perfsim.serving.offload import Offload
 from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
-from perfsim.serving.running import schedule_in_order, schedule_together
+from perfsim.serving.running import schedule_running
 from perfsim.serving.speculative_batch import SpeculativeBatch
 from perfsim.serving.work import Extras, Work
 
@@ -206,11 +206,7 @@ class Engine(EngineFront):
             need = batch.new_blocks()
             if need <= kv.free and batch.tokens <= self.config.max_num_batched_tokens:
                 return self._decode_work(need, limit=1 if self.late else _NO_LIMIT)
-        chunks = schedule_together(self)
-        stalled: list[Request] = []
-        preempted = False
-        if chunks is None:
-            chunks, stalled, preempted = schedule_in_order(self)
+        chunks, stalled, preempted = schedule_running(self)
         if (self.waiting or self.loaded) and not preempted and (chunks or not self.blocked):
             budget = self.config.max_num_batched_tokens - batch.tokens
             if chunks:

@@ -46,6 +46,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         raise ValueError("the scenario is not resolved: load it, or fill in its policy")
     _check_speculation(scenario)
     _check_lora(scenario)
+    _check_separate_steps(scenario)
     _check_timeout(scenario)
     speculative, lora = policy.speculative, policy.lora
     memory = memory_plan(
@@ -67,6 +68,7 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         span_blocks=memory.span_blocks,
         priority=policy.scheduling_policy == "priority",
         chunked_prefill=policy.enable_chunked_prefill,
+        mixed_steps=policy.mixed_steps,
         prefix_caching=policy.enable_prefix_caching,
         long_prefill_token_threshold=policy.long_prefill_token_threshold,
         async_scheduling=scenario.asynchronous,
@@ -109,6 +111,19 @@ def _check_timeout(scenario: Scenario) -> None:
     for name, used in beside.items():
         if used:
             raise InputError(f"workload.timeout: not modelled together with {name}; leave one of them out")
+
+
+def _check_separate_steps(scenario: Scenario) -> None:
+    """Raises InputError for what is not modelled together with steps of prompts alone."""
+    policy = scenario.policy
+    beside = {
+        "pipeline stages (pp)": scenario.parallel.pp > 1, "policy.lora": policy.lora is not None,
+        "policy.kv_offload": policy.kv_offload is not None,
+        "policy.long_prefill_token_threshold": policy.long_prefill_token_threshold > 0,
+    }  # fmt: skip
+    for name, used in beside.items():
+        if used and not policy.mixed_steps:
+            raise InputError(f"policy.mixed_steps: false is not modelled together with {name}; leave one of them out")
 
 
 def _check_lora(scenario: Scenario) -> None:

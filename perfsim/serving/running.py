@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from perfsim.serving.admission import admit
 from perfsim.serving.request import Request
 from perfsim.serving.speculative_batch import SpeculativeBatch
 
@@ -12,6 +13,44 @@ if TYPE_CHECKING:
     from perfsim.serving.engine import Engine
 
 Chunks = list[tuple[Request, int]]
+
+
+def schedule_running(engine: Engine) -> tuple[Chunks, list[Request], bool]:
+    """(prefill chunks, decodes that get no token in this step, whether anyone was preempted)."""
+    if not engine.config.mixed_steps:
+        chunks = schedule_alone(engine)
+        if chunks:
+            decodes = [request for request in engine.running if request.decoding and request.finish < 0.0]
+            for request in decodes:
+                engine.stall(request)
+            return chunks, decodes, False
+    together = schedule_together(engine)
+    return schedule_in_order(engine) if together is None else (together, [], False)
+
+
+def schedule_alone(engine: Engine) -> Chunks:
+    """Chunks of a step without decodes: of prompts that run already, then of those that are admitted.
+
+    As SGLang's scheduler asks for a prefill batch before every step (`get_next_batch_to_run`). Where a running prompt
+    finds no blocks there is none, and decodes go on.
+    """
+    kv, config, size = engine.kv, engine.config, engine.config.block_size
+    chunks: Chunks = []
+    budget = config.max_num_batched_tokens
+    for request in engine.prefilling:
+        tokens = min(request.prompt + request.emitted - request.computed, budget)
+        slots = request.computed + config.lookahead
+        need = -(-(slots + tokens) // size) - -(-slots // size)
+        if not tokens or need > kv.free:
+            return chunks
+        kv.take(need)
+        if request.keys:
+            kv.commit(request, (request.computed + tokens) // size)
+        chunks.append((request, tokens))
+        budget -= tokens
+    if engine.waiting and budget > 0 and (chunks or not engine.blocked):
+        admit(engine, budget, chunks)
+    return chunks
 
 
 def schedule_together(engine: Engine) -> Chunks | None:

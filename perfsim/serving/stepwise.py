@@ -157,6 +157,8 @@ class StepwiseEngine(EngineFront):
         budget = config.max_num_batched_tokens
         threshold = config.long_prefill_token_threshold if len(self.running) + len(self.waiting) + self.aside > 1 else 0
         threshold = threshold or budget
+        if not config.mixed_steps and (alone := self._prefills_alone()):
+            return alone
         batch: list[tuple[Request, int]] = []
         order = [request for request in self.running if request.finish >= 0.0 or request not in self.ended]
         preempted: list[Request] = []
@@ -189,12 +191,31 @@ class StepwiseEngine(EngineFront):
             batch.append((request, tokens))
             budget -= tokens
             at += 1
-        if not preempted:
+        if not preempted and config.mixed_steps:
             self._admit(batch, budget, threshold)
             self.unskip()
         if self.offload is not None:
             self.offload.looked()
             self.offload.scheduled([(request, request.computed + tokens) for request, tokens in batch])
+        return batch
+
+    def _prefills_alone(self) -> list[tuple[Request, int]]:
+        """As `schedule_alone`."""
+        budget = self.config.max_num_batched_tokens
+        batch: list[tuple[Request, int]] = []
+        for request in [other for other in self.running if not other.decoding and other not in self.ended]:
+            tokens = min(request.target - request.computed, budget)
+            need = self._blocks(request.computed + tokens + self.config.lookahead) - request.blocks
+            if not tokens or need > self.kv.free:
+                return batch
+            self.kv.take(need)
+            request.blocks += need
+            if request.keys:
+                self.kv.commit(request, (request.computed + tokens) // self.config.block_size)
+            batch.append((request, tokens))
+            budget -= tokens
+        self._admit(batch, budget, self.config.max_num_batched_tokens)
+        self.unskip()
         return batch
 
     def _admit(self, batch: list[tuple[Request, int]], budget: int, threshold: int) -> None:

@@ -113,9 +113,11 @@ class ServingPolicy(Spec):
     None means the engine's own default for this device and model; the loader fills it in. `async_scheduling` forms a
     step's batch while the step before it still runs. `scheduler_reserve_full_isl` admits a request only when its whole
     prompt fits the free KV blocks. `kv_cache_blocks` overrides the computed KV pool (vLLM's num_gpu_blocks_override).
-    `sampling` is `sorted` where requests have a top-p, which vLLM's sampler sorts all logits for, else `plain`.
-    `memory_rule` says what `gpu_memory_utilization` is a share of: vLLM's of the device, for everything; SGLang's of
-    the device, for weights and KV cache alone; TensorRT-LLM's of what weights and activations leave, for the KV cache.
+    Without `mixed_steps` prompts that can be computed run first and in steps of their own, and decodes wait (SGLang
+    without --enable-mixed-chunk). `sampling` is `sorted` where requests have a top-p, which vLLM's sampler sorts all
+    logits for, else `plain`. `memory_rule` says what `gpu_memory_utilization` is a share of: vLLM's of the device, for
+    everything; SGLang's of the device, for weights and KV cache alone; TensorRT-LLM's of what weights and activations
+    leave, for the KV cache.
     """
 
     max_num_batched_tokens: int | None = Field(default=None, gt=0, le=MAX_BATCHED_TOKENS)
@@ -126,6 +128,7 @@ class ServingPolicy(Spec):
     block_size: int = Field(default=16, gt=0, le=1024)
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     enable_chunked_prefill: bool = True
+    mixed_steps: bool = True
     enable_prefix_caching: bool = True
     long_prefill_token_threshold: int = Field(default=0, ge=0)
     async_scheduling: bool = True

@@ -114,7 +114,8 @@ def engine_policy(name: str, *, version: str | None, accelerator: str, model: st
             device, gpus=plan["gpus"], tp=plan["tp"] * ranks, attention_ranks=ranks, chunk=chunk, mla=mla
         )
         tokens = max(1, chunk // ranks)
-        policy |= {"memory_rule": "sglang", "gpu_memory_utilization": share, "block_size": sglang_defaults.PAGE_SIZE,
+        policy |= {"memory_rule": "sglang", "mixed_steps": False, "gpu_memory_utilization": share,
+                   "block_size": sglang_defaults.PAGE_SIZE,
                    "max_num_batched_tokens": tokens,
                    "max_num_seqs": min(sglang_defaults.MAX_RUNNING_REQUESTS, tokens)}  # fmt: skip
     elif name == "trtllm":

@@ -119,8 +119,12 @@ def _is_mla(plan: Plan) -> bool:
 
 def _switches(plan: Plan) -> None:
     if not plan.get("enable-mixed-chunk", False):
-        plan.warnings.append("without --enable-mixed-chunk SGLang runs prefill and decode in steps of their own; "
-                             "simulated as mixed steps of vLLM")  # fmt: skip
+        beside = any(plan.get(flag) for flag in ("enable-lora", "lora-paths", "enable-hierarchical-cache"))
+        if beside or plan.setting("parallel.pp", 1) > 1:
+            plan.warnings.append("without --enable-mixed-chunk SGLang runs prefill and decode in steps of their own; "
+                                 "with stages, adapters or a host cache simulated as mixed steps of vLLM")  # fmt: skip
+        else:
+            plan.set("policy.mixed_steps", False)
     if plan.get("disable-radix-cache", False):
         plan.set("policy.enable_prefix_caching", False, "disable-radix-cache")
     if plan.get("disable-overlap-schedule", False):
