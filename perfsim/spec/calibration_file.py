@@ -10,6 +10,7 @@ from pydantic import Field
 from perfsim.errors import InputError, nearest
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration, DeviceEfficiency, EngineProfile, PowerModel
+from perfsim.spec.engines_file import fitted_overheads
 from perfsim.spec.operators_file import FOLDER, load_operators
 from perfsim.spec.problems import validated
 from perfsim.spec.uncertainty import Uncertainty, UncertaintyFile
@@ -61,28 +62,31 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
         raise InputError(f"{path}: '{accelerator}' borrows from '{owner}', which has no coefficients")
     measured = (path.parent / FOLDER / f"{accelerator}.yaml").is_file()
     source = accelerator if measured else owner
+    profile = content.engines[name].model_copy(update={"name": engine})  # so that a saved scenario asks for it again
+    fitted = fitted_overheads(path.parent, profile, engine=engine)
     curves = load_operators(path.parent, device=source, engine=engine, borrowed=source != accelerator)
     return Calibration(
         status=content.status,
         source=content.source,
         device=content.devices[owner].model_copy(update={"curves": curves}),
         borrowed_from=None if owner == accelerator else owner,
-        # Under the engine's own name, so that a saved scenario asks for it again.
-        engine=content.engines[name].model_copy(update={"name": engine}),
+        engine=fitted or profile,
         engine_borrowed=None if alias is None else f"overheads are those of {name}: {alias.note}",
         power=content.power,
         uncertainty=_uncertainty(
-            path.parent / UNCERTAINTY, device=owner, engine=name, borrowed=owner != accelerator,
-            engine_borrowed=alias is not None,
+            path.parent / UNCERTAINTY, accelerator=accelerator, device=owner, engine=name if fitted is None else engine,
+            borrowed=owner != accelerator, engine_borrowed=alias is not None and fitted is None,
         ),
     )  # fmt: skip
 
 
 def _uncertainty(
-    path: Path, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool
+    path: Path, *, accelerator: str, device: str, engine: str, borrowed: bool, engine_borrowed: bool
 ) -> Uncertainty | None:  # fmt: skip
     """How far off the coefficients may be; None where no such file lies beside them."""
     if not path.is_file():
         return None
     content = validated(UncertaintyFile, load_yaml(path), where=str(path))
-    return content.resolved(device=device, engine=engine, borrowed=borrowed, engine_borrowed=engine_borrowed)
+    return content.resolved(
+        accelerator=accelerator, device=device, engine=engine, borrowed=borrowed, engine_borrowed=engine_borrowed
+    )
