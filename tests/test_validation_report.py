@@ -3,7 +3,9 @@ predicted prefill beats the speed of light."""
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,8 @@ from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
 from validation.compare.outcome import Outcome, Values, summary
 from validation.compare.table import Table
+from validation.engines.fit import Linear
+from validation.engines.runs import Runs
 from validation.report import cli, headline, left_out, long_prefill, peers, plots, store
 from validation.report.sections import sections
 from validation.report.served import summarised
@@ -47,8 +51,6 @@ def stages() -> tuple[Table, Outcome]:
     measured, predicted = np.array([10.0, 10.0, 10.0]), np.array([11.0, 12.0, 13.0])
     nothing = np.full(3, np.nan)
     values = Values(np.arange(3), measured, predicted, nothing, nothing)
-    from pathlib import Path
-
     return Table(Path("stages.parquet"), data), Outcome([None] * 3, {"tpot_derived_ms": values})
 
 
@@ -168,16 +170,52 @@ def test_prompts_are_computed_in_whole() -> None:
     assert lengths.count(1 << 20) == 3  # on each of the devices
 
 
-def test_the_fit_finds_coefficients_that_made_the_rows() -> None:
+def made_up_runs() -> tuple[Runs, Linear]:
+    """Two models of load tests and two groups of closed loops, made by overheads of 0.5 ms and 7 ms."""
     generator = np.random.Generator(np.random.PCG64(1))
-    start, true = np.array([1e-4, 100.0, 5e-3]), np.array([4e-4, 60.0, 7e-3])
-    slope = generator.uniform(0.5, 2.0, (60, 3)) / np.array([1e-3, 500.0, 1e-2]) * 1e-3
-    base = generator.uniform(0.01, 0.02, 60)
-    models = np.array(["a", "b", "c"] * 20)
-    linear = left_out.Linear(
-        ("step_host", "sampling_passes", "ingress"), start, base, slope, base + slope @ (true - start), models
-    )
-    assert left_out.fit(linear, models != "a") == pytest.approx(true, rel=1e-3)
+    stages = [f"{model} {left_out.STAGES}" for model in ("a", "b") for _ in range(12)]
+    group = np.array([*stages, *(["m h100_sxm"] * 12), *(["m b200_sxm"] * 12)])
+    metric = np.array([*(["tpot_derived_ms", "ttft_mean_ms"] * 12), *(["silicon_tpot_ms"] * 24)])
+    engine = np.array([*(["vllm"] * 36), *(["sglang"] * 12)])
+    names = (("vllm", "step_host"), ("vllm", "ingress"), ("sglang", "step_host"))
+    slope = generator.uniform(500.0, 1500.0, (48, 3)) * np.stack([engine == name for name, _ in names], axis=1)
+    start, true = np.array([1e-4, 5e-3, 1e-4]), np.array([5e-4, 7e-3, 3e-4])
+    base = generator.uniform(10.0, 20.0, 48)
+    table = Table(Path("x.parquet"), pa.table({"model": ["a", "a", "b"], "stage_index": [-1, 0, -1]}))
+    runs = Runs(table, [("vllm", None)] * 24, base + slope @ (true - start), engine, group, metric, {}, {})
+    return runs, Linear(names, start, np.array([2e-4, 1e-3, 2e-4]), base, slope, np.ones(48, dtype=bool))
+
+
+def test_groups_left_out_are_predicted_by_the_fit_without_them(tmp_path, monkeypatch) -> None:
+    runs, linear = made_up_runs()
+    asked = []
+
+    def compare(table, *, solve):
+        asked.append((table.texts("model")[0], dict(solve.keywords["engine"])))
+        ones = np.full(len(table), 10.0)
+        nothing = np.full(len(table), np.nan)
+        values = Values(np.arange(len(table)), ones, ones * 1.1, nothing, nothing)
+        return table, Outcome([None] * len(table), {"tpot_derived_ms": values})
+
+    monkeypatch.setattr(left_out, "read", lambda _: runs)
+    monkeypatch.setattr(left_out, "linearised", lambda *_: linear)
+    monkeypatch.setattr(left_out, "compare_stages", compare)
+    for stem in left_out.TABLES:
+        (tmp_path / "serving").mkdir(exist_ok=True)
+        (tmp_path / "serving" / f"{stem}.parquet").write_bytes(b"rows")
+    found = left_out.run(tmp_path)
+    assert [model for model, _ in asked] == ["a", "b"]
+    for _, overheads in asked:
+        assert overheads["step_host"] == pytest.approx(5e-4, rel=1e-3)
+        assert overheads["ingress"] == pytest.approx(7e-3, rel=1e-3)
+    assert found["left_out"]["all"]["tpot_derived_ms"]["n"] == 3
+    assert found["left_out"]["whole runs"]["tpot_derived_ms"]["mape_mean"] == pytest.approx(0.1)
+    assert found["loops"]["vLLM"]["silicon_tpot_ms"]["mape_median"] < 1e-3
+    assert set(found["tables"]) == {f"{stem}.parquet" for stem in left_out.TABLES}
+    json.dumps(found, allow_nan=False)
+    assert "| vLLM | m h100_sxm | 12 | 0.0% | 0.0% |" in "\n".join(left_out.render(found))
+    entries = [one for one in headline.entries({"left-out": found}) if one.role == "leave one out"]
+    assert entries == []  # tables that were not run have no rows in the first table
 
 
 def test_plots_are_whole_and_the_same_every_time() -> None:
@@ -203,3 +241,11 @@ def test_every_peer_has_a_source() -> None:
     assert all(
         entry["source"] and entry["checked"] in ("read", "claimed") for entry in content["runs"] + content["claims"]
     )
+
+
+def test_rows_that_overheads_were_fitted_to_are_not_shown_as_unseen() -> None:
+    """`validation.engines --write` fits closed loops of one replica; the split must say so once its files are there."""
+    listed = split().tables["aic_silicon_sample"]
+    table = Table(Path("x"), pa.table({"mode": ["agg"], "backend": ["vllm"]}))
+    fitted = (store.CALIBRATION / "engines" / "vllm.yaml").is_file()
+    assert (roles(table, listed).tolist() == ["fitted"]) == fitted

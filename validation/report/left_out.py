@@ -1,129 +1,116 @@
-"""Engine coefficients refitted without each model, and that model predicted: inference-sim's runs by stage.
+"""Engine overheads refitted without a group of runs, and that group predicted.
 
-Those coefficients of vLLM's profile that the runs can tell (host time per step, sampling passes, latency of the client
-before the queue, compilation of kernels) are fitted again, all others and the operator curves stay. The whole simulator
-is in the loop: its predictions are linearised around the packaged values (they are nearly linear: each coefficient adds
-to the step or to the first token), a robust least-squares fit (soft L1 of relative errors of mean TPOT and TTFT, every
-model weighs the same) finds new values, and the model that was left out is simulated with these.
+A group is a model of inference-sim's load tests, or a model on a device of aiconfigurator's closed loops. The fit is
+that of `validation.engines`: the overheads of all engines that runs can tell, with the whole simulator in the loop,
+linear around the packaged values. What is left out of it is predicted by the whole simulator for load tests, whose
+tails are judged, too, and by the linear form for closed loops (a few rows of each configuration, mean TPOT).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perfsim.spec.load import find_calibration
 from validation.compare.ask import answers
 from validation.compare.isim import compare_stages
-from validation.compare.lowered import calibration
-from validation.compare.outcome import Outcome, Values
-from validation.compare.table import Table, read_table
+from validation.compare.outcome import Outcome, Values, columns_of, summary
+from validation.compare.table import Table
+from validation.engines.fit import ENGINES, STEPS, Fit, Linear, fit, linearised
+from validation.engines.runs import LOOPS, STAGE_ENGINE, STAGES, Floats, Runs, read
 from validation.report.markdown import SUMMARY, cells, percent, table
 from validation.report.served import summaries
-from validation.report.split import Listed, meeting, split
+from validation.report.split import ALL, Listed, meeting, split
 from validation.report.store import Results, provenance, stamped
 
-Floats = NDArray[np.float64]
-STEM = "isim_vllm_experiments"
-DEVICE, ENGINE = "h100-80gb-sxm", "vllm"
-FITTED = ("tpot_derived_ms", "ttft_mean_ms")
-# Coefficients that a fit may move: the step of the difference quotient, in the coefficient's own unit.
-STEPS = {
-    "step_host": 2e-4, "sampling_passes": 30.0, "plain_sampling_passes": 10.0, "ingress": 1e-3, "kernel_compile": 0.1,
-}  # fmt: skip
-LEAST_EFFECT = 1e-6  # of a step on any prediction, as a fraction: below it the runs say nothing about a coefficient
-TOLERANCE = 0.05  # relative errors beyond it weigh less
-UNITS = {"step_host": (1e6, "µs"), "ingress": (1e3, "ms"), "kernel_compile": (1e3, "ms")}
+DEVICE = "h100-80gb-sxm"  # any: profiles are those of engines
+TABLES = (STAGES, LOOPS)
+NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}  # subsets of the closed loops
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """Predictions of `FITTED` as a function of the k coefficients `names`: base[n] + slope[n, k] (c - start[k])."""
-
-    names: tuple[str, ...]
-    start: Floats
-    base: Floats
-    slope: Floats
-    measured: Floats
-    model: NDArray[np.str_]
-
-
-def run(path: Path) -> Results:
-    """Leave every model out once; the results of all of them together and one by one."""
-    listed = split().tables[STEM]
-    found = read_table(path)
-    found = found.keep(np.isin(np.arange(len(found)), meeting(found, ["overloaded=false", "hardware=H100"])))
-    linear = linearised(found)
-    models = sorted(set(linear.model.tolist()))
-    fits = {"": fit(linear, np.ones(len(linear.base), dtype=bool))}
+def run(data: Path) -> Results:
+    """Fit once with all runs and once without each group; simulate the load tests of each model left out."""
+    runs = read(data)
+    start = {engine: _packaged(engine) for engine in ENGINES}
+    linear = linearised(runs, start)
+    found = fit(runs, linear)
+    listed = split().tables[STAGES]
     parts: dict[str, tuple[Table, Outcome]] = {}
-    for model in models:
-        fits[model] = fit(linear, linear.model != model)
-        own = found.keep(found.texts("model") == model)
-        engine = coefficients(linear.names, fits[model])
-        parts[model] = compare_stages(own, solve=partial(answers, engine=engine))
+    without: dict[str, Floats] = {}
+    for model in sorted(set(runs.stages.texts("model").tolist())):
+        others = linear.usable & (runs.group != f"{model} {STAGES}")
+        without[model] = fit(runs, replace(linear, usable=others)).values
+        own = runs.stages.keep(runs.stages.texts("model") == model)
+        engine = {**start[STAGE_ENGINE], **_values(linear, without[model], STAGE_ENGINE)}
+        parts[model] = compare_stages(own, solve=partial(answers, engine=tuple(engine.items()), bands=False))
     everything = _together(parts, listed, [])
+    loops = {NAMES[engine]: metrics for engine in ENGINES if (metrics := _loops(runs, linear, found, engine))}
     return stamped({
-        "rows": sum(len(kept) for kept, _ in parts.values()), "names": linear.names,
-        "start": dict(coefficients(linear.names, linear.start)),
-        "leave one out": [{"section": listed.section, "rows": "not overloaded", "metrics": everything}],
-        "fits": {model or "none left out": dict(coefficients(linear.names, values)) for model, values in fits.items()},
-        "left_out": {"all rows": everything,
-                     "whole runs": _together(parts, listed, ["stage_index=-1"])},
+        "rows": sum(len(kept) for kept, _ in parts.values()) + len(runs.loops),
+        "overheads": _overheads(linear, found, without),
+        "leave one out": [
+            {"section": listed.section, "rows": "not overloaded", "metrics": everything},
+            *({"section": split().tables[LOOPS].section, "rows": name, "metrics": one} for name, one in loops.items()),
+        ],
+        "left_out": {ALL: everything, "whole runs": _together(parts, listed, ["stage_index=-1"])},
         "models": {model: _together({model: part}, listed, []) for model, part in parts.items()},
-    }, [path])  # fmt: skip
+        "loops": loops,
+        "groups": _groups(runs, linear, found),
+    }, [data / "serving" / f"{stem}.parquet" for stem in TABLES])  # fmt: skip
 
 
-def coefficients(names: Sequence[str], values: Sequence[float] | Floats) -> tuple[tuple[str, float], ...]:
-    """The values by name."""
-    return tuple((name, float(value)) for name, value in zip(names, values, strict=True))
+def _packaged(engine: str) -> dict[str, float]:
+    profile = find_calibration(accelerator=DEVICE, engine=engine).engine
+    return {field: float(getattr(profile, field)) for field in {**STEPS[None], **STEPS[engine]}}
 
 
-def linearised(found: Table) -> Linear:
-    """Simulate all runs with the packaged coefficients and with each of them moved."""
-    profile = calibration(DEVICE, ENGINE).engine
-    packaged = {name: getattr(profile, name, None) for name in STEPS}
-    start = {name: float(value) for name, value in packaged.items() if value is not None}
-    # Set explicitly, so that all of them are simulated alike: without bands.
-    kept, base = compare_stages(found, solve=partial(answers, engine=tuple(start.items())))
-    values = [base.values[name] for name in FITTED]
-    said = np.concatenate([one.predicted for one in values])
-    slopes = {}
-    for name, value in start.items():
-        moved = {**start, name: value + STEPS[name]}
-        _, outcome = compare_stages(found, solve=partial(answers, engine=tuple(moved.items())))
-        change = np.concatenate([outcome.values[metric].predicted for metric in FITTED]) - said
-        if np.abs(change / said).max() > LEAST_EFFECT:
-            slopes[name] = change / STEPS[name]
-    return Linear(
-        tuple(slopes), np.array([start[name] for name in slopes]), said, np.stack(list(slopes.values()), axis=1),
-        np.concatenate([one.measured for one in values]),
-        np.concatenate([kept.texts("model")[one.rows].astype(str) for one in values]),
-    )  # fmt: skip
+def _values(linear: Linear, values: Floats, engine: str) -> dict[str, float]:
+    """The overheads of one engine, by field."""
+    return {field: float(value) for (owner, field), value in zip(linear.names, values, strict=True)
+            if owner in ("", engine)}  # fmt: skip
 
 
-def fit(linear: Linear, keep: NDArray[np.bool_]) -> Floats:
-    """Coefficients >= 0 that bring the kept rows closest; float64[k]."""
-    from scipy.optimize import least_squares
+def _overheads(linear: Linear, found: Fit, without: dict[str, Floats]) -> list[dict[str, Any]]:
+    """What was fitted, and the range of what fits without each model of the load tests give."""
+    kept = np.stack(list(without.values()))
+    error = np.sqrt(np.diag(found.covariance))
+    return [
+        {"engine": engine or "all", "field": field, "packaged": float(linear.start[at]),
+         "fitted": float(found.values[at]), "stderr": float(error[at]), "low": float(kept[:, at].min()),
+         "high": float(kept[:, at].max())}
+        for at, (engine, field) in enumerate(linear.names)
+    ]  # fmt: skip
 
-    _, place, count = np.unique(linear.model[keep], return_inverse=True, return_counts=True)
-    weight = 1.0 / np.sqrt(count[place])
-    scale = np.array([STEPS[name] for name in linear.names])
 
-    def errors(scaled: Floats) -> Floats:
-        said = linear.base[keep] + linear.slope[keep] @ (scaled * scale - linear.start)
-        result: Floats = weight * (said / linear.measured[keep] - 1.0)
-        return result
+def _loops(runs: Runs, linear: Linear, found: Fit, engine: str) -> dict[str, Any]:
+    """The summary of an engine's closed loops, every model and device predicted without it."""
+    own = (runs.metric == "silicon_tpot_ms") & (runs.engine == engine) & linear.usable
+    rows = np.flatnonzero(own)
+    if not len(rows):
+        return {}
+    measured = runs.measured[rows]
+    return {"silicon_tpot_ms": summary(columns_of(rows, measured, measured * (1.0 + found.left_out[rows])))}
 
-    first = np.maximum(linear.start / scale, 1e-3)
-    found = least_squares(errors, first, bounds=(0.0, np.inf), loss="soft_l1", f_scale=TOLERANCE, x_scale=1.0)
-    result: Floats = np.asarray(found.x * scale)
-    return result
+
+def _groups(runs: Runs, linear: Linear, found: Fit) -> list[dict[str, Any]]:
+    """Median errors of the closed loops by engine and group: fitted, and left out."""
+    rows = []
+    loops = (runs.metric == "silicon_tpot_ms") & linear.usable
+    for engine in ENGINES:
+        for group in sorted(set(runs.group[loops & (runs.engine == engine)].tolist())):
+            own = loops & (runs.engine == engine) & (runs.group == group)
+            rows.append({
+                "engine": engine, "group": str(group), "n": int(own.sum()),
+                "fitted": float(np.median(np.abs(found.errors[own]))),
+                "left_out": float(np.median(np.abs(found.left_out[own]))),
+                "bias": float(np.median(found.left_out[own])),
+            })  # fmt: skip
+    return rows
 
 
 def _together(parts: dict[str, tuple[Table, Outcome]], listed: Listed, conditions: Sequence[str]) -> dict[str, Any]:
@@ -143,24 +130,39 @@ def _together(parts: dict[str, tuple[Table, Outcome]], listed: Listed, condition
 
 def render(results: Results) -> Iterator[str]:
     """Lines of the section in Markdown."""
-    listed = split().tables[STEM]
-    yield "### The same runs, each model predicted by coefficients fitted without it"
+    listed = split().tables[STAGES]
+    yield "### Engine overheads, refitted without each group"
     yield ""
-    yield f"{provenance(results)} {results['rows']:,} rows that are not overloaded. There are no bands: their sizes"
-    yield "belong to the packaged coefficients."
+    yield f"{provenance(results)} Overheads are those that `python -m validation.engines` fits. A group is a model of"
+    yield "the load tests, or a model on a device of the closed loops. There are no bands: their sizes belong to the"
+    yield "packaged overheads. Load tests are simulated with the overheads of the fit without their model:"
     yield ""
-    yield from table(("rows", "metric", *SUMMARY), [
-        (rows, listed.metrics[name], *cells(found[name]))
+    yield from table(("rows", "metric", *SUMMARY[:-2]), [
+        (rows, listed.metrics[name], *cells(found[name])[:-2])
         for rows, found in results["left_out"].items() for name in listed.metrics if name in found
     ], left=2)  # fmt: skip
     yield ""
-    names = results["names"]
-    head = [f"{name} ({UNITS[name][1]})" if name in UNITS else name for name in names]
-    rows = []
-    for model, values in {"packaged": results["start"], **results["fits"]}.items():
-        errors = results["models"].get(model, {})
-        cells_of = [f"{UNITS.get(name, (1.0, ''))[0] * values[name]:.1f}" for name in names]
-        own = [errors.get(metric) for metric in ("tpot_derived_ms", "e2e_mean_ms", "ttft_mean_ms")]
-        rows.append((model, *cells_of, *(percent(one["mape_mean"]) if one else "–" for one in own)))
-    yield from table(("left out", *head, "TPOT mean error", "E2E", "TTFT"), rows)
+    names = ("tpot_derived_ms", "e2e_mean_ms", "ttft_mean_ms", "e2e_p99_ms")
+    yield from table(("model left out", "rows", *(f"{listed.metrics[name]}, mean error" for name in names)), [
+        (model, f"{found[names[0]]['n']}", *(percent(found.get(name, {}).get("mape_mean")) for name in names))
+        for model, found in results["models"].items()
+    ])  # fmt: skip
+    yield ""
+    yield "Closed loops, mean TPOT, a few rows of each configuration, by the linear form:"
+    yield ""
+    yield from table(("engine", *SUMMARY[:-2]), [
+        (engine, *cells(found["silicon_tpot_ms"])[:-2]) for engine, found in results["loops"].items()
+    ])  # fmt: skip
+    yield ""
+    yield from table(("engine", "group", "n", "fitted median", "left out median", "left out bias"), [
+        (NAMES[one["engine"]], one["group"], f"{one['n']}", percent(one["fitted"]), percent(one["left_out"]),
+         percent(one["bias"], sign=True)) for one in results["groups"]
+    ], left=2)  # fmt: skip
+    yield ""
+    yield "What the fits find, in SI units; low and high are the ends over fits without a model of the load tests:"
+    yield ""
+    yield from table(("engine", "overhead", "packaged", "fitted", "stderr", "low", "high"), [
+        (one["engine"], one["field"], *(f"{one[key]:.3g}" for key in ("packaged", "fitted", "stderr", "low", "high")))
+        for one in results["overheads"]
+    ], left=2)  # fmt: skip
     yield ""

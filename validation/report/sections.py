@@ -49,8 +49,8 @@ def sections() -> Iterator[Section]:
             lambda results, stem=stem: served.render(stem, results),  # type: ignore[misc]
         )  # fmt: skip
         if listed.section == "isim":
-            yield Section("left-out", (f"serving/{stem}.parquet",), (), lambda paths, _: left_out.run(paths[0]),
-                          left_out.render)  # fmt: skip
+            yield Section("left-out", tuple(f"serving/{name}.parquet" for name in left_out.TABLES), (),
+                          lambda paths, _: left_out.run(paths[0].parents[1]), left_out.render)  # fmt: skip
         if stem == SILICON:
             yield Section("silicon-slice", (), (MEASURED / SILICON_SLICE,), _run_silicon_slice, _show_silicon_slice)
     yield from _kernel_sections()
