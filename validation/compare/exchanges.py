@@ -56,7 +56,8 @@ def library_seconds(row: Row, *, system: str = "", impl: str = "") -> float:
         return predict(row).seconds
     times = algorithm_seconds(row.work, links, efficiency)
     found = [float(seconds) for name, seconds in times.items() if name in known]
-    floor = float(_floors().get(system, 0.0)) if impl.endswith("eager") else 0.0
+    host = system if impl.endswith("eager") else row.source.split()[0] if row.backend == "nccl torch" else ""
+    floor = float(_floors().get(host, 0.0))
     return max([floor, min(found)]) if found else predict(row).seconds
 
 

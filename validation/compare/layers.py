@@ -129,7 +129,8 @@ def _streamed(
 ) -> Floats | None:  # fmt: skip
     """Seconds of an elementwise kernel or a sampler as the table's benchmark timed it; None for all other operators."""
     numbers = None if name in PRODUCTS else _numbers(model, name, tp)
-    moved = bytes_moved(model, name, tokens, numbers)
+    eager = not accelerator.startswith("tpu")  # compiled as a whole there
+    moved = bytes_moved(model, name, tokens, numbers) if eager else None
     if record is not None and moved is not None:
         record(name, rows, moved / facts.accelerator(accelerator).memory.read_bandwidth)
     return stream_seconds(table, name, moved, accelerator)
