@@ -11,7 +11,14 @@ import numpy as np
 
 from perfsim.ops.op import Op
 from perfsim.ops.transformer import lower
-from perfsim.spec.model import ACTIVATION_BYTES, DenseMLP, GroupedQueryAttention, LayerGroup, ModelArch
+from perfsim.spec.model import (
+    ACTIVATION_BYTES,
+    DenseMLP,
+    GroupedQueryAttention,
+    LayerGroup,
+    MixtureOfExperts,
+    ModelArch,
+)
 from validation.compare import facts
 from validation.compare.facts import InexpressibleError
 from validation.compare.kernel_tables import compare_kernels
@@ -160,6 +167,7 @@ def _numbers(model: ModelArch, name: str, tp: int) -> tuple[float, float] | None
     hidden = float(model.hidden_size)
     attention = next((group.attention for group in model.layers if group.attention is not None), None)
     widths = [group.mlp.intermediate_size for group in model.layers if isinstance(group.mlp, DenseMLP)]
+    experts = [g.mlp.moe_intermediate_size for g in model.layers if isinstance(g.mlp, MixtureOfExperts)]
     gated = any(getattr(group.mlp, "gated", False) for group in model.layers)
     if name in NORMS:
         return 2 * hidden, 2 * hidden
@@ -169,6 +177,8 @@ def _numbers(model: ModelArch, name: str, tp: int) -> tuple[float, float] | None
         return hidden, hidden
     if name == "act_fn" and widths:
         return (2 if gated else 1) * widths[0] / tp, widths[0] / tp
+    if name == "act_fn" and experts:  # of one expert, whose gate is a product of its own
+        return experts[0] / tp, experts[0] / tp
     if name in ("rotary_emb", "qk_norm") and isinstance(attention, GroupedQueryAttention):
         dim, kv = attention.head_dim, max(1.0, attention.num_key_value_heads / tp)
         positioned = attention.num_attention_heads / tp * dim + kv * dim
@@ -186,10 +196,15 @@ def _part(model: ModelArch, layer: str, tokens: Floats, tp: int) -> Op | None:
     sides: Mapping[str, float] = {"q_proj": attention.num_attention_heads / tp * attention.head_dim, "k_proj": kv,
                                   "v_proj": kv, **({"gate_proj": widths[0] / tp, "up_proj": widths[0] / tp}
                                                    if widths else {})}  # fmt: skip
-    if layer not in sides:
-        return None
     from perfsim.ops.gemm import gemm
 
+    expert = next((group.mlp for group in model.layers if isinstance(group.mlp, MixtureOfExperts)), None)
+    if expert is not None and layer in ("expert.w1", "expert.w2", "expert.w3"):  # of one expert, for all the tokens
+        width, hidden = expert.moe_intermediate_size / tp, float(model.hidden_size)
+        columns, depth = (hidden, width) if layer == "expert.w2" else (width, hidden)
+        return gemm(model, layer, 1, tokens, columns, depth, weight_dtype=model.expert_dtype)
+    if layer not in sides:
+        return None
     return gemm(model, layer, 1, tokens, sides[layer], model.hidden_size, weight_dtype=model.attention_weights)
 
 
