@@ -58,12 +58,25 @@ def attention_calibration(accelerator: str, engine: str) -> Calibration:
     return found.model_copy(update={"device": found.device.model_copy(update={"curves": own})})
 
 
-def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm", attention: bool = False) -> Any:
+@cache
+def machine_calibration(accelerator: str, engine: str) -> Calibration:
+    """As `calibration`, with the curves that are withheld from simulations of a card: those of the timed machine."""
+    found = calibration(accelerator, engine)
+    if accelerator not in withheld_devices(CALIBRATION):
+        return found
+    curves = load_operators(CALIBRATION, device=accelerator, engine=engine, borrowed=False, withheld=True)
+    return found.model_copy(update={"device": found.device.model_copy(update={"curves": curves})})
+
+
+def seconds(
+    ops: Iterable[Op], *, accelerator: str, engine: str = "vllm", attention: bool = False, machine: bool = False
+) -> Any:
     """Time of all `ops` one after the other on a device of the catalogue, by an engine's kernels.
 
-    `attention`: they are attention kernels, timed on cards for which simulations have no curve of them.
+    `attention`: they are attention kernels, timed on cards for which simulations have no curve of them. `machine`: they
+    were timed on the machine that withheld curves describe.
     """
-    price = attention_calibration if attention else calibration
+    price = machine_calibration if machine else attention_calibration if attention else calibration
     found = price(accelerator, ENGINES.get(engine, engine))
     chip = facts.accelerator(accelerator)
     return sum(op_estimate(op, chip, found.device, found.power).seconds for op in ops)
