@@ -15,10 +15,11 @@ from perfsim.spec.curves import OperatorCurves
 from perfsim.spec.load import find_calibration
 from validation.collectives.rows import Row
 
-# NCCL has no direct algorithms inside a node; its broadcast and gathers are rings. None: whatever is fastest.
+# NCCL has no direct algorithms for reductions inside a node; its broadcast and gathers are rings, its all-to-all sends
+# to one peer after the other. None: whatever is fastest.
 ALLOWED = {
-    "nccl": {"ring", "tree", "nvls", "nvls_tree", "direct", "forward"},
-    "nccl torch": {"ring", "tree", "nvls", "nvls_tree", "direct", "forward"},
+    "nccl": {"ring", "tree", "nvls", "nvls_tree", "direct", "pairwise", "forward"},
+    "nccl torch": {"ring", "tree", "nvls", "nvls_tree", "direct", "pairwise", "forward"},
     "nccl ring": {"ring"},
     "nccl nvls": {"nvls", "nvls_tree"},
     "nccl nvls_tree": {"nvls_tree"},

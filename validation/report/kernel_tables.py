@@ -1,4 +1,4 @@
-"""Every table of kernels and exchanges as `validation.compare` prices it, in an engine: one line per metric."""
+"""Every table of kernels and exchanges as `validation.compare` prices it: one line per metric."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def run(data: Path) -> Results:
 
 def render(results: Results) -> Iterator[str]:
     """Lines of the section in Markdown."""
-    yield "### All tables of kernels, priced as in an engine"
+    yield "### All tables of kernels"
     yield ""
-    yield f"{provenance(results)} Benchmarks repeat a kernel on the same buffers or launch it from the host; an engine"
-    yield "does neither, so the errors of small kernels here are mostly those two, and not the curves'."
+    yield f"{provenance(results)} Every row of every table, fitted or not, small or large, as"
+    yield "`python -m validation.compare` predicts it, under the conditions of its benchmark where these are known."
     yield ""
     rows = []
     for stem, found in results["kernels"].items():
