@@ -162,7 +162,12 @@ def render(results: Results) -> Iterator[str]:
     yield "What the fits find, in SI units; low and high are the ends over fits without a model of the load tests:"
     yield ""
     yield from table(("engine", "overhead", "packaged", "fitted", "stderr", "low", "high"), [
-        (one["engine"], one["field"], *(f"{one[key]:.3g}" for key in ("packaged", "fitted", "stderr", "low", "high")))
+        (one["engine"], one["field"], *(_shown(one[key]) for key in ("packaged", "fitted", "stderr", "low", "high")))
         for one in results["overheads"]
     ], left=2)  # fmt: skip
     yield ""
+
+
+def _shown(value: float) -> str:
+    """Three digits; what a search leaves above a bound of zero is zero."""
+    return f"{value:.3g}" if value > 1e-8 else "0"
