@@ -101,8 +101,9 @@ def _targets(found: list[Entry], everything: Everything) -> Iterator[str]:
         if one.target is not None:
             value = one.found[one.target.statistic]
             bound = f"{STATISTIC[one.target.statistic]} ≤ {percent(one.target.at_most)}"
+            met = "met, on fitted rows" if one.role == "fitted" else "met"
             rows.append((one.table, one.rows, one.role, one.metric, bound, percent(value),
-                         "met" if value <= one.target.at_most else "**missed**"))  # fmt: skip
+                         met if value <= one.target.at_most else "**missed**"))  # fmt: skip
     rows += _covered(found)
     parts = (("shapes not fitted", "kept out", "held_out", 0.05), ("device left out", LEFT_OUT, "device", 0.12))
     for what, what_role, key, limit in parts:

@@ -11,7 +11,7 @@ from validation.report.markdown import MISSING, table
 from validation.report.store import Results
 
 FILE = Path(__file__).with_name("peers.yaml")
-OURS_ARE = {"fitted": "fitted to these rows", "kept out": "rows that no fit has seen",
+OURS_ARE = {"fitted": "fitted to these rows", "kept out": "overloaded, no fit has seen them",
             "leave one out": "each group predicted by a fit without it"}  # fmt: skip
 OURS = {"e2e": "e2e_mean_ms", "ttft": "ttft_mean_ms", "itl": "tpot_derived_ms"}
 
