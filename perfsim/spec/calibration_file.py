@@ -71,7 +71,7 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
         device=content.devices[owner].model_copy(update={"curves": curves}),
         borrowed_from=None if owner == accelerator else owner,
         engine=fitted or profile,
-        engine_borrowed=None if alias is None else f"overheads are those of {name}: {alias.note}",
+        engine_borrowed=None if alias is None else f"starts from the profile of {name}: {alias.note}",
         power=content.power,
         uncertainty=_uncertainty(
             path.parent / UNCERTAINTY, accelerator=accelerator, device=owner, engine=name if fitted is None else engine,

@@ -14,9 +14,10 @@ from perfsim.spec import catalog
 from perfsim.spec.engines_file import ENGINES_FOLDER
 from perfsim.spec.load import find_calibration
 from validation.engines.fit import ENGINES, SHARED, STEPS, Fit, Linear, fit, linearised
-from validation.engines.runs import STAGE_ENGINE, Floats, Runs, predict, read
+from validation.engines.runs import STAGE_ENGINE, Runs, read
 
 DEVICE = "h100-80gb-sxm"  # any: profiles are those of engines
+TINY = 1e-12  # an overhead at its bound
 PER_TOKEN = ("tpot_derived_ms", "silicon_tpot_ms")
 VERSIONS = {"sglang": "0.5.1 to 0.5.9", "trtllm": "1.0 to 1.2", "vllm": "0.12 to 0.19"}
 SOURCES = {
@@ -36,12 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = fit(runs, linear)
     print("\n".join(_table(runs, linear, found)))
     if options.write:
-        profiles = {engine: {**start[engine], **_own(linear, found, engine)} for engine in ENGINES}
-        said = predict(runs, profiles)
         for engine in ENGINES:
             path = catalog.data_directories()[0] / "hardware" / "calibration" / ENGINES_FOLDER / f"{engine}.yaml"
             path.parent.mkdir(exist_ok=True)
-            path.write_text("\n".join(_document(runs, linear, found, said, engine)) + "\n", encoding="utf-8")
+            path.write_text("\n".join(_document(runs, linear, found, engine)) + "\n", encoding="utf-8")
     return 0
 
 
@@ -53,10 +52,6 @@ def _packaged(engine: str) -> dict[str, float]:
 
 def _index(linear: Linear, engine: str) -> list[int]:
     return [at for at, (owner, _) in enumerate(linear.names) if owner in ("", engine)]
-
-
-def _own(linear: Linear, found: Fit, engine: str) -> dict[str, float]:
-    return {linear.names[at][1]: float(found.values[at]) for at in _index(linear, engine)}
 
 
 def _table(runs: Runs, linear: Linear, found: Fit) -> Iterator[str]:
@@ -83,21 +78,22 @@ def _table(runs: Runs, linear: Linear, found: Fit) -> Iterator[str]:
             yield f"{owner:8} {group:60} {own.sum():4d} " + " ".join(f"{value:+7.3f}" for value in signed)
 
 
-def _document(runs: Runs, linear: Linear, found: Fit, said: Floats, engine: str) -> Iterator[str]:
-    """The file of one engine; errors are of the whole simulator with the fitted overheads, not of the linear fit."""
+def _document(runs: Runs, linear: Linear, found: Fit, engine: str) -> Iterator[str]:
+    """The file of one engine; errors are those of the linearised simulator."""
     index = _index(linear, engine)
     spread = np.sqrt(np.diag(found.covariance))
-    own = (runs.engine == engine) & np.isin(runs.metric, PER_TOKEN) & linear.usable & np.isfinite(said)
-    errors, left_out = (said / runs.measured - 1.0)[own], found.left_out[own]
+    own = (runs.engine == engine) & np.isin(runs.metric, PER_TOKEN) & linear.usable
+    errors, left_out = found.errors[own], found.left_out[own]
     tables = [SOURCES["loops"], *([SOURCES["stages"]] if engine == STAGE_ENGINE else [])]
     yield "# Overheads fitted to measured runs; do not edit: `python -m validation.engines --data DIR --write` writes"
-    yield f"# this file. {SHARED} is one value for all engines; errors are those of the time per token."
+    yield f"# this file. {SHARED} is one value for all engines; sampling_passes stands for all that grows with the"
+    yield "# sequences of a step. Errors are those of the time per token."
     yield f"engine: {engine}"
     yield f'versions: "{VERSIONS[engine]}"'
     yield f'source: "{"; ".join(tables)}"'
     yield "coefficients:"
     for at in index:
-        yield f"  {linear.names[at][1]}: {{value: {found.values[at]:.4g}, stderr: {spread[at]:.3g}}}"
+        yield f"  {linear.names[at][1]}: {{value: {max(found.values[at], TINY) - TINY:.4g}, stderr: {spread[at]:.3g}}}"
     lower = [[f"{found.covariance[row, column]:.3g}" for column in index[: at + 1]] for at, row in enumerate(index)]
     yield f"covariance: [{', '.join('[' + ', '.join(row) + ']' for row in lower)}]"
     yield f"rows: {int(own.sum())}"

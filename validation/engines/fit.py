@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from validation.engines.runs import STAGE_ENGINE, Floats, Overheads, Runs, predict
 
-SOFT = 0.1  # relative errors beyond it count linearly: other kernels, unpublished settings
+SOFT = 0.1  # relative errors far beyond it stop to count: settings that nobody published
 ENGINES = ("sglang", "trtllm", "vllm")
 SHARED = "expert_popularity"  # of models and prompts rather than of engines: one value for all of them
 # By engine (None: one for all): the fields that are fitted, with the step of the difference quotient.
@@ -21,7 +21,7 @@ STEPS: dict[str | None, dict[str, float]] = {
     None: {SHARED: 0.25},
     "sglang": {"step_host": 2e-4, "sampling_passes": 20.0},
     "trtllm": {"step_host": 2e-4, "sampling_passes": 20.0},
-    "vllm": {"step_host": 2e-4, "schedule_host": 5e-4, "sampling_passes": 20.0, "ingress": 1e-3},
+    "vllm": {"step_host": 2e-4, "schedule_host": 5e-4, "ingress": 1e-3},
 }  # fmt: skip
 LEAST_EFFECT = 1e-4  # of a step on any run: below it the runs say nothing about an overhead
 
@@ -112,7 +112,7 @@ def _solve(runs: Runs, linear: Linear, keep: NDArray[np.bool_]) -> Floats:
         return found
 
     begin = np.maximum(linear.start / linear.scale, 1e-3)
-    found = least_squares(errors, begin, bounds=(0.0, np.inf), loss="soft_l1", f_scale=SOFT)
+    found = least_squares(errors, begin, bounds=(0.0, np.inf), loss="cauchy", f_scale=SOFT)
     result: Floats = np.asarray(found.x * linear.scale)
     return result
 
@@ -121,7 +121,7 @@ def _covariance(runs: Runs, linear: Linear, values: Floats) -> Floats:
     keep = linear.usable
     weight = _weights(runs, keep)
     errors = weight * _relative(runs, linear, values)[keep]
-    robust = (1.0 + (errors / SOFT) ** 2) ** -0.25
+    robust = (1.0 + (errors / SOFT) ** 2) ** -0.5  # of Cauchy's loss
     jacobian = (weight * robust)[:, None] * (linear.slope / runs.measured[:, None])[keep]
     _, place = np.unique(runs.group[keep], return_inverse=True)
     gradients = np.zeros((place.max() + 1, len(linear.names)))
