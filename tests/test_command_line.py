@@ -339,7 +339,7 @@ def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--vllm", "serve x", "--sglang", "serve x"]) == 2
     capsys.readouterr()
     assert main(["estimate", "--sglang", f"serve {LLAMA}", "--format", "json"]) == 0
-    assert any("overheads are those of vllm" in text for text in json.loads(capsys.readouterr().out)["warnings"])
+    assert any("profile of vllm" in text for text in json.loads(capsys.readouterr().out)["warnings"])
 
 
 @settings(max_examples=150, deadline=None)
