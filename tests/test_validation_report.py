@@ -247,5 +247,5 @@ def test_rows_that_overheads_were_fitted_to_are_not_shown_as_unseen() -> None:
     """`validation.engines --write` fits closed loops of one replica; the split must say so once its files are there."""
     listed = split().tables["aic_silicon_sample"]
     table = Table(Path("x"), pa.table({"mode": ["agg"], "backend": ["vllm"]}))
-    fitted = (store.CALIBRATION / "engines" / "vllm.yaml").is_file()
-    assert (roles(table, listed).tolist() == ["fitted"]) == fitted
+    if (store.CALIBRATION / "engines" / "vllm.yaml").is_file():
+        assert roles(table, listed).tolist() == ["fitted"]
