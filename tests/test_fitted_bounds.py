@@ -15,13 +15,12 @@ from perfsim.ops.op import Collective, CollectiveKind, Op
 from perfsim.ops.step import StepShape
 from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
-from perfsim.spec.calibration import Calibration
 from perfsim.spec.load import find_calibration
-from perfsim.spec.operators_file import FOLDER, WITHHELD, load_operators
+from perfsim.spec.operators_file import FOLDER
 from validation.compare.lowered import decodes, joined, prefills
 from validation.ops.predict import CALIBRATION
 
-DEVICES = sorted((path.stem, path.parent.name == WITHHELD) for path in (CALIBRATION / FOLDER).rglob("*.yaml"))
+DEVICES = sorted(path.stem for path in (CALIBRATION / FOLDER).glob("*.yaml"))
 ENGINES = ("vllm", "sglang", "trtllm")
 MODELS = ("llama-3.1-8b-instruct", "qwen3-30b-a3b", "deepseek-v2-lite", "google--gemma-4-26B-A4B")
 # Around every tile of rows, and far beyond what was measured.
@@ -29,14 +28,6 @@ TOKENS = np.array([1, 2, 8, 15, 16, 17, 31, 32, 33, 64, 65, 127, 128, 129, 255, 
                    4097, 16384, 131072, 131073, 10**6, 10**7], dtype=np.float64)  # fmt: skip
 SEQUENCES = np.array([1, 2, 3, 8, 16, 17, 64, 100, 255, 256, 257, 512, 1000, 1024], dtype=np.float64)
 CONTEXTS = np.array([1, 2, 16, 100, 128, 1000, 8192, 10**5, 10**6, 10**7], dtype=np.float64)
-
-
-def calibrated(device: str, engine: str, withheld: bool) -> Calibration:
-    found = find_calibration(accelerator=device, engine=engine)
-    if not withheld:
-        return found
-    curves = load_operators(CALIBRATION, device=device, engine=engine, borrowed=False, withheld=True)
-    return found.model_copy(update={"device": found.device.model_copy(update={"curves": curves})})
 
 
 def grown(name: str, axis: str) -> StepShape:
@@ -53,14 +44,14 @@ def grown(name: str, axis: str) -> StepShape:
     return alone if axis == "context" else joined(alone, prefills(model, sequences=one, new=512 * one, past=0 * one))
 
 
-@pytest.mark.parametrize(("device", "withheld"), DEVICES)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("axis", ["tokens", "past", "sequences", "context", "mixed context"])
-def test_operators_stay_above_their_bound_and_grow(device: str, withheld: bool, name: str, axis: str) -> None:
+def test_operators_stay_above_their_bound_and_grow(device: str, name: str, axis: str) -> None:
     model, chip = catalog.model(name), catalog.accelerator(device)
     work = [item for item in lower(model, grown(name, axis), tp=1, expert_popularity=1.0) if isinstance(item, Op)]
     for engine in ENGINES:
-        calibration = calibrated(device, engine, withheld)
+        calibration = find_calibration(accelerator=device, engine=engine)
         for op in work:
             took = np.asarray(op_estimate(op, chip, calibration.device, calibration.power).seconds)
             assert np.all(np.isfinite(took)), (engine, op.name)
@@ -69,12 +60,12 @@ def test_operators_stay_above_their_bound_and_grow(device: str, withheld: bool, 
             assert all(after >= before * (1 - 1e-12) for before, after in steps), (engine, op.name, took)
 
 
-@pytest.mark.parametrize(("device", "withheld"), DEVICES)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "reduce_scatter", "all_to_all"])
-def test_collectives_stay_above_their_bound_and_grow(device: str, withheld: bool, kind: CollectiveKind) -> None:
+def test_collectives_stay_above_their_bound_and_grow(device: str, kind: CollectiveKind) -> None:
     links, sizes = fabric(catalog.node(device)), np.geomspace(16, 1e11, 200)
     for engine in ENGINES:
-        found = calibrated(device, engine, withheld).device
+        found = find_calibration(accelerator=device, engine=engine).device
         for gpus in (2, 4, 8):
             if not links.path(gpus):
                 continue

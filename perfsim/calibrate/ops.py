@@ -26,7 +26,6 @@ from perfsim.calibrate.rows import (
 from perfsim.calibrate.transfer import left_out, spread
 from perfsim.errors import InputError
 from perfsim.spec.catalog import accelerator
-from perfsim.spec.operators_file import WITHHELD, withheld_devices
 
 BACKEND = "vllm"  # kernels that stand in for those of engines nobody timed apart
 FEW = 600  # rows: a format with fewer in range gets no curve
@@ -165,13 +164,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    withheld = withheld_devices(options.output.parent)
     for device in sorted({rows.device for rows in groups}):
         own = [pair for pair in fits if pair[1].device == device]
         lines = document(device, own, missed.get(device, {}), mixed if device in SAME_KERNEL else None)
-        folder = options.output / WITHHELD if device in withheld else options.output
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (options.output / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
 

@@ -22,7 +22,6 @@ from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
 FOLDER = "operators"
-WITHHELD = "withheld"  # a folder inside it and a file beside it: curves that no simulation loads, and why
 
 
 class CurveFit(Spec):
@@ -114,19 +113,13 @@ class OperatorsFile(Spec):
     left_out: dict[str, LeftOut] = Field(default_factory=dict)
 
 
-def withheld_devices(folder: Path) -> dict[str, str]:
-    """Devices whose curves are kept from simulations, with the reason; `folder` is that of the calibration."""
-    path = folder / f"{WITHHELD}.yaml"
-    return {str(name): str(reason) for name, reason in load_yaml(path).items()} if path.is_file() else {}
-
-
-def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool, withheld: bool = False) -> OperatorCurves:
+def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool) -> OperatorCurves:
     """The curves of a device for an engine; empty when nothing was fitted to the device.
 
     Where another device borrows them, their discrepancy is that of predicting a device that was left out, and
-    collectives are not among them. With `withheld`, those that no simulation loads.
+    collectives are not among them.
     """
-    path = folder / FOLDER / (WITHHELD if withheld else "") / f"{device}.yaml"
+    path = folder / FOLDER / f"{device}.yaml"
     if not path.is_file():
         return OperatorCurves()
     content = validated(OperatorsFile, load_yaml(path), where=str(path))

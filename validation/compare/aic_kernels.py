@@ -64,7 +64,7 @@ def compare_gemm(table: Table) -> tuple[Table, Outcome]:
             return fitted
         shape: Any = m[rows], n[rows], k[rows]  # the lowering of one product holds for columns of them as well
         work = gemm(one_layer(weights=weights, weight_only=only), "gemm", 1, *shape, weight_dtype=weights)
-        return np.asarray(seconds([work], accelerator=accelerator, engine=framework, machine=True))
+        return np.asarray(seconds([work], accelerator=accelerator, engine=framework))
 
     return compare_kernels(table, (*_WHERE, "gemm_dtype"), predict)
 
@@ -100,7 +100,7 @@ def compare_attention(table: Table) -> tuple[Table, Outcome]:
             step = prefills(model, sequences=batch[rows], new=new[rows], past=past[rows])
         kind = "decode_attention" if decode else "prefill_attention"
         ops = attention_kernels(model, step, kinds=[kind], cache_dtype=CACHES[cached])
-        return np.asarray(seconds(ops, accelerator=accelerator, engine=framework, machine=True))
+        return np.asarray(seconds(ops, accelerator=accelerator, engine=framework))
 
     keys = (*_WHERE, "attn_dtype", "kv_cache_dtype", "head_dim", "window_size", "num_heads", "num_key_value_heads")
     return compare_kernels(table, keys, predict)
@@ -128,7 +128,7 @@ def compare_latent(table: Table) -> tuple[Table, Outcome]:
             step = prefills(model, sequences=batch[rows], new=new[rows], past=past[rows])
         kinds = [] if phase.endswith("_module") else [f"{phase}_attention"]
         ops = attention_kernels(model, step, kinds=kinds, cache_dtype=CACHES[cached])
-        return np.asarray(seconds(ops, accelerator=accelerator, engine=framework, machine=True))
+        return np.asarray(seconds(ops, accelerator=accelerator, engine=framework))
 
     return compare_kernels(table, (*_WHERE, "phase", "gemm_type", "kv_cache_dtype", "num_heads", "model"), predict)
 
@@ -174,7 +174,7 @@ def compare_experts(table: Table) -> tuple[Table, Outcome]:
                 return fitted
         work = [op for op in mlp_ops(model, model.layers[0], step, tp=tp * ep, ep=ep if ep > 1 else 1,
                                      popularity=popularity) if isinstance(op, Op) and op.kind == "moe"]  # fmt: skip
-        return np.asarray(seconds(work, accelerator=accelerator, engine=framework, machine=True))
+        return np.asarray(seconds(work, accelerator=accelerator, engine=framework))
 
     keys = (*_WHERE, "moe_dtype", "kernel_source", "distribution", "hidden_size", "inter_size", "topk", "num_experts",
             "moe_tp_size", "moe_ep_size")  # fmt: skip
@@ -200,6 +200,6 @@ def compare_quantise(table: Table) -> tuple[Table, Outcome]:
             return fitted
         read = (4.0 if kind == "computescale" else 2.0) * size
         work = Op("elementwise", kind, 1, 2.0 * size, read, size, "fp32")
-        return np.asarray(seconds([work], accelerator=accelerator, engine=framework, machine=True))
+        return np.asarray(seconds([work], accelerator=accelerator, engine=framework))
 
     return compare_kernels(table, (*_WHERE, "op", "quant_dtype"), predict)

@@ -16,7 +16,7 @@ from perfsim.cost.topology import Fabric, fabric
 from perfsim.spec import catalog
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.load import find_calibration
-from perfsim.spec.operators_file import load_operators, withheld_devices
+from perfsim.spec.operators_file import load_operators
 from perfsim.spec.yaml import load_yaml
 from validation.collectives import rows as measured
 from validation.collectives.predict import predict
@@ -70,8 +70,7 @@ def _efficiency(node: str, engine: str) -> tuple[DeviceEfficiency, Fabric]:
     machine = catalog.node(node)
     chip = machine.accelerator.name
     device = find_calibration(accelerator=chip, engine="vllm").device
-    withheld = chip in withheld_devices(CALIBRATION)
-    curves = load_operators(CALIBRATION, device=chip, engine=engine, borrowed=False, withheld=withheld)
+    curves = load_operators(CALIBRATION, device=chip, engine=engine, borrowed=False)
     return (device.model_copy(update={"curves": curves}) if curves.source else device), fabric(machine)
 
 
@@ -107,7 +106,9 @@ def compare_deepep(table: Table) -> tuple[Table, Outcome]:
 
 
 def _compare(
-    table: Table, reader: Reader, values: Callable[[Mapping[str, Any], Row], Mapping[str, float]],
+    table: Table,
+    reader: Reader,
+    values: Callable[[Mapping[str, Any], Row], Mapping[str, float]],
     price: Callable[[Row, Mapping[str, Any]], float] | None = None,
 ) -> tuple[Table, Outcome]:
     reasons: list[str | None] = []

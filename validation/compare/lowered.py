@@ -16,7 +16,7 @@ from perfsim.ops.step import FULL, Span, StepShape, attention_spans
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import LayerGroup, ModelArch
-from perfsim.spec.operators_file import load_operators, withheld_devices
+from perfsim.spec.operators_file import load_operators
 from validation.compare import facts
 from validation.compare.facts import InexpressibleError
 from validation.compare.plans import ENGINES
@@ -40,9 +40,9 @@ def calibration(accelerator: str, engine: str) -> Calibration:
     return find_calibration(accelerator=accelerator, engine=engine)
 
 
-# Cards whose attention was timed, where simulations use no curve of it: the curves of the same kernel, that of
-# FlashAttention-2, on the card itself, which are withheld, or on its nearest relative.
-SAME_KERNEL = {"rtx-pro-6000-blackwell-96gb": "rtx-pro-6000-blackwell-96gb", "rtx-4090-24gb": "l40s-48gb"}
+# Cards whose attention was timed, where simulations use no curve of it: those of the same kernel, FlashAttention-2, on
+# the nearest relative.
+SAME_KERNEL = {"rtx-4090-24gb": "l40s-48gb"}
 
 
 @cache
@@ -51,33 +51,17 @@ def attention_calibration(accelerator: str, engine: str) -> Calibration:
     found = calibration(accelerator, engine)
     if found.device.curves.decode or accelerator not in SAME_KERNEL:
         return found
-    source = SAME_KERNEL[accelerator]
-    withheld, borrowed = source in withheld_devices(CALIBRATION), source != accelerator
-    curves = load_operators(CALIBRATION, device=source, engine=engine, borrowed=borrowed, withheld=withheld)
+    curves = load_operators(CALIBRATION, device=SAME_KERNEL[accelerator], engine=engine, borrowed=True)
     own = found.device.curves.model_copy(update={"decode": curves.decode, "prefill": curves.prefill})
     return found.model_copy(update={"device": found.device.model_copy(update={"curves": own})})
 
 
-@cache
-def machine_calibration(accelerator: str, engine: str) -> Calibration:
-    """As `calibration`, with the curves that are withheld from simulations of a card: those of the timed machine."""
-    found = calibration(accelerator, engine)
-    if accelerator not in withheld_devices(CALIBRATION):
-        return found
-    curves = load_operators(CALIBRATION, device=accelerator, engine=engine, borrowed=False, withheld=True)
-    return found.model_copy(update={"device": found.device.model_copy(update={"curves": curves})})
-
-
-def seconds(
-    ops: Iterable[Op], *, accelerator: str, engine: str = "vllm", attention: bool = False, machine: bool = False
-) -> Any:
+def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm", attention: bool = False) -> Any:
     """Time of all `ops` one after the other on a device of the catalogue, by an engine's kernels.
 
-    `attention`: they are attention kernels, timed on cards for which simulations have no curve of them. `machine`: they
-    were timed on the machine that withheld curves describe.
+    `attention`: they are attention kernels, timed on cards for which simulations have no curve of them.
     """
-    price = machine_calibration if machine else attention_calibration if attention else calibration
-    found = price(accelerator, ENGINES.get(engine, engine))
+    found = (attention_calibration if attention else calibration)(accelerator, ENGINES.get(engine, engine))
     chip = facts.accelerator(accelerator)
     return sum(op_estimate(op, chip, found.device, found.power).seconds for op in ops)
 

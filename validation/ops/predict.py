@@ -11,7 +11,7 @@ import numpy as np
 from perfsim.calibrate.forms import families_of, fit_range, form, resident
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.spec.catalog import accelerator
-from perfsim.spec.operators_file import FOLDER, WITHHELD, CurveFit, OperatorsFile
+from perfsim.spec.operators_file import FOLDER, CurveFit, OperatorsFile
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
@@ -31,12 +31,9 @@ class Compared:
 
 @cache
 def fitted_file(device: str) -> OperatorsFile | None:
-    """The curves of a device, those that no simulation loads included; None where it has none."""
-    folder = CALIBRATION / FOLDER
-    for path in (folder / f"{device}.yaml", folder / WITHHELD / f"{device}.yaml"):
-        if path.is_file():
-            return validated(OperatorsFile, load_yaml(path), where=str(path))
-    return None
+    """The curves of a device; None where it has none."""
+    path = CALIBRATION / FOLDER / f"{device}.yaml"
+    return validated(OperatorsFile, load_yaml(path), where=str(path)) if path.is_file() else None
 
 
 def coefficients(rows: Rows) -> dict[str, float] | None:
