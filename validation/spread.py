@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 ENGINE_COLUMNS = ("backend", "framework")
 MODEL_COLUMNS, DEVICE_COLUMNS = ("model_path", "model"), ("system", "hardware")
 CLOSED = frozenset({"backend", "framework"})  # tables with one of these columns are of closed loops
-FEWEST = 20  # rows of a half that a spread is worked out from
+FEWEST = 8  # rows of a half that a spread is worked out from
 COVERED = 0.9
 
 
@@ -131,8 +131,8 @@ def _lines(engine: str, name: str, found: Misses) -> Iterator[str]:
         longer = np.quantile(found.error[half], 0.95)
         shorter = np.quantile(found.error[half], 0.05)
         yield (
-            f"{engine:9}{name:22}{half.sum():>6}{title:>6}{size:>7.3f}{found.error[half].mean():>+8.3f} |"
-            f" {share:>4.0%} {width:>6.1%}, {with_size[0]:>4.0%} {with_size[1]:>6.1%} | 5-95% {shorter:+.2f} {longer:+.2f}"
+            f"{engine:9}{name:22}{half.sum():>6}{title:>6}{size:>7.3f}{found.error[half].mean():>+8.3f} | {share:>4.0%}"
+            f" {width:>6.1%}, {with_size[0]:>4.0%} {with_size[1]:>6.1%} | 5-95% {shorter:+.2f} {longer:+.2f}"
         )
 
 
