@@ -13,6 +13,7 @@ import pytest
 from validation.compare.ask import Answer
 from validation.compare.bands import Bands
 from validation.compare.cli import compare
+from validation.compare.facts import InexpressibleError
 from validation.compare.isim import compare_stages, question_of
 from validation.compare.table import read_table
 
@@ -101,3 +102,15 @@ def test_requests_are_sent_when_they_were_with_their_own_lengths(tmp_path) -> No
     cold = 500 * 2 * 8e9 / 989e12  # seconds of a prompt's arithmetic at the peak of an H100
     assert predicted["p99"] - predicted["p50"] > cold  # a third of the prompts are new
     assert predicted["p50"] < 0.03
+
+
+@pytest.mark.parametrize("column", [
+    "model", "hardware", "tp", "precision", "max_num_batched_tokens", "max_num_seqs", "output_len", "stages",
+])  # fmt: skip
+def test_a_missing_fact_is_the_reason_of_its_row_alone(column: str, tmp_path) -> None:
+    table = read_table(write(tmp_path / "stages.parquet", [row(), row(experiment="two", **{column: None})]))
+    _, missing = table.rows()
+    with pytest.raises(InexpressibleError, match=r"no |not "):
+        question_of(missing)
+    _, outcome = compare_stages(table)
+    assert [reason is None for reason in outcome.reasons] == [True, False]

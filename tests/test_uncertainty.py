@@ -52,7 +52,8 @@ def scaled(asked: ps.Scenario, size: float) -> ps.Scenario:
     changes = {name: times(getattr(spreads, name)) for name in ("engine", "deployment", "power", "per_doubling")}
     observed = [run.model_copy(update={"sigma": run.sigma * size}) for run in spreads.observed]
     changes["observed"] = tuple(observed) if size > 0 else ()
-    changes["kinds"] = {kind: times(spread) for kind, spread in spreads.kinds.items()}
+    changes |= {name: {key: times(spread) for key, spread in getattr(spreads, name).items()}
+                for name in ("kinds", "tails")}  # fmt: skip
     curves = asked.calibration.device.curves
     device = asked.calibration.device.model_copy(
         update={

@@ -122,7 +122,13 @@ class UncertaintyFile(Spec):
         own = self.engines.get(engine, EngineSpreads())
         # Of whole runs of another engine than the one whose profile it is, nothing was compared.
         runs = EngineSpreads() if engine_borrowed else own
-        deployment = runs.deployment or self.deployment
+        observed = tuple(
+            Observation(shares=run.shares, sigma=run.sigma, source=run.source)
+            for run in self.observed
+            if (run.device, run.engine, False, False) == (device, engine, borrowed, engine_borrowed)
+        )
+        # The spread of an engine's deployments is over devices and models at large; `deployment` is that of runs seen.
+        deployment = self.deployment if observed or runs.deployment is None else runs.deployment
         if accelerator in self.foreign.devices:
             deployment = Spread(
                 sigma=math.hypot(deployment.sigma, self.foreign.sigma),
@@ -138,9 +144,5 @@ class UncertaintyFile(Spec):
             borrowed=self.borrowed if borrowed else None,
             engine_borrowed=self.engine_borrowed if engine_borrowed else None,
             per_doubling=self.per_doubling,
-            observed=tuple(
-                Observation(shares=run.shares, sigma=run.sigma, source=run.source)
-                for run in self.observed
-                if (run.device, run.engine, False, False) == (device, engine, borrowed, engine_borrowed)
-            ),
+            observed=observed,
         )

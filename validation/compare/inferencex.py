@@ -51,7 +51,9 @@ def _pairs(index: int, row: Row, answer: Answer) -> list[Pair]:
 
 def question_of(row: Row) -> Ask:
     """The scenario of a row; InexpressibleError when a fact is missing."""
-    if row["spec_method"] not in (None, "none"):
+    if row["spec_method"] is None:
+        raise InexpressibleError("whether tokens were drafted not published")
+    if row["spec_method"] != "none":
         raise InexpressibleError("acceptance of drafts not published")
     engine = plans.engine(row["framework"])
     model, accelerator = facts.model(row["model"]), facts.device(row["hardware"])
@@ -90,7 +92,9 @@ def _load(row: Row) -> dict[str, int]:
 
 def _plan(row: Row, role: str, accelerator: str, model: str) -> plans.Plan:
     """TP counts the GPUs of a worker; with data-parallel attention each of them is a rank."""
-    gpus, ep = plans.count(row, f"{role}_tp", reason="plan not published"), int(row[f"{role}_ep"] or 1)
+    gpus, ep = (plans.count(row, f"{role}_{axis}", reason="plan not published") for axis in ("tp", "ep"))
+    if row[f"{role}_dp_attention"] is None:
+        raise InexpressibleError("plan not published: whether attention is data-parallel")
     if ep not in (1, gpus):
         raise InexpressibleError("plan not published: attention and experts are on different numbers of GPUs")
     ranks = gpus if row[f"{role}_dp_attention"] else 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from perfsim.ops.cache import growing_bytes
 from perfsim.spec.policy import ServingPolicy
-from validation.compare import facts
+from validation.compare import facts, plans
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companion
 from validation.compare.facts import InexpressibleError
@@ -112,11 +112,13 @@ def question_of(row: Row, *, trace: Path | None = None) -> Ask:
     hardware = facts.device(row["hardware"])
     if not row.get("stages"):
         raise InexpressibleError("load not published")
-    stages = json.loads(row["stages"])
+    stages = _stages(row["stages"])
     prompt = _prompt_tokens(row, client["retokenised"])
-    tp, dp = int(row["tp"]), int(row.get("dp") or 1)
+    output = plans.count(row, "output_len", reason="load not published")
+    tp, dp = plans.count(row, "tp", reason="plan not published"), int(row.get("dp") or 1)
     policy: dict[str, Any] = {
-        "max_num_batched_tokens": int(row["max_num_batched_tokens"]), "max_num_seqs": int(row["max_num_seqs"]),
+        "max_num_batched_tokens": plans.count(row, "max_num_batched_tokens"),
+        "max_num_seqs": plans.count(row, "max_num_seqs"),
         "max_model_len": min(client["max_model_len"], facts.arch(model).max_position_embeddings),
         "async_scheduling": facts.version_of("vllm", client["engine_version"])["async_scheduling"],
         "sampling": _sampling(model),
@@ -127,7 +129,7 @@ def question_of(row: Row, *, trace: Path | None = None) -> Ask:
         "workload": {
             "kind": "synthetic", "num_requests": sum(int(rate * seconds + 1e-9) for rate, seconds in stages),
             "arrivals": {"kind": "stages", "stages": stages, "pause": client["pause_s"]},
-            "prompt": {"kind": "fixed", "tokens": prompt}, "output": {"kind": "fixed", "tokens": row["output_len"]},
+            "prompt": {"kind": "fixed", "tokens": prompt}, "output": {"kind": "fixed", "tokens": output},
             "shared_prefix": {"num_prefixes": client["distinct_prompts"], "tokens": prompt, "order": "rotation"},
             "timeout": client["timeout_s"],
         },
@@ -140,6 +142,14 @@ def question_of(row: Row, *, trace: Path | None = None) -> Ask:
         # the rate, far above what experts spread over all of its GPUs would take.
         content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
     return ask(content, formats=_formats(row["precision"], model), requests=True)
+
+
+def _stages(text: str) -> list[tuple[float, float]]:
+    """(requests per second, seconds) of every stage of a load."""
+    try:
+        return [(float(rate), float(seconds)) for rate, seconds in json.loads(text)]
+    except (ValueError, TypeError):
+        raise InexpressibleError("load not published: stages are no pairs of rate and seconds") from None
 
 
 def _sampling(model: str) -> str:
@@ -191,7 +201,9 @@ def _prompt_tokens(row: Row, retokenised: float) -> int:
         return round(float(row["mean_input_tokens"]))
     if row.get("input_tokens_per_s") and row.get("requests_per_s"):
         return round(float(row["input_tokens_per_s"] / row["requests_per_s"]))
-    return round(float(row["system_prompt_len"] + row["question_len"]) * retokenised)
+    parts = [plans.count(row, name, reason="load not published", least=0)
+             for name in ("system_prompt_len", "question_len")]  # fmt: skip
+    return round(sum(parts) * retokenised)
 
 
 def _measured_lengths(table: Table, members: NDArray[np.intp]) -> dict[str, float]:

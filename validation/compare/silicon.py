@@ -104,6 +104,10 @@ def question_of(row: Row) -> Ask:
 
 
 def _plan(row: Row, prefix: str, model: str, accelerator: str, *, inflated: bool) -> plans.Plan:
+    if plans.has_experts(model):
+        for axis in ("attention_dp", "moe_tp", "moe_ep"):
+            if row.get(f"{prefix}{axis}_size") is None:
+                raise InexpressibleError(f"plan not published: {axis}_size of a mixture of experts")
     plan = plans.parallel_plan(
         model=model, tp=plans.count(row, f"{prefix}tp_size", reason="plan not published"),
         attention_dp=int(row.get(f"{prefix}attention_dp_size") or 1), pp=int(row.get(f"{prefix}pp_size") or 1),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from perfsim.errors import InputError
 from perfsim.spec import catalog
 from perfsim.spec.engines_file import ENGINES_FOLDER
 from perfsim.spec.load import find_calibration
@@ -31,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder whose serving/ holds the measured tables")
     parser.add_argument("--write", action="store_true", help=f"write hardware/calibration/{ENGINES_FOLDER}/*.yaml")
     options = parser.parse_args(arguments)
-    runs = read(options.data)
+    try:
+        runs = read(options.data)
+    except InputError as error:
+        print(f"--data: {str(error).removeprefix('--table: ')}", file=sys.stderr)
+        return 2
     start = {engine: _packaged(engine) for engine in ENGINES}
     linear = linearised(runs, start)
     found = fit(runs, linear)
