@@ -20,7 +20,7 @@ from validation.engines.fit import Linear
 from validation.engines.runs import Runs
 from validation.report import cli, headline, left_out, long_prefill, peers, plots, store
 from validation.report.sections import sections
-from validation.report.served import summarised
+from validation.report.served import coarse, summarised
 from validation.report.split import roles, split
 
 SERVING = {
@@ -249,3 +249,9 @@ def test_rows_that_overheads_were_fitted_to_are_not_shown_as_unseen() -> None:
     table = Table(Path("x"), pa.table({"mode": ["agg"], "backend": ["vllm"]}))
     if (store.CALIBRATION / "engines" / "vllm.yaml").is_file():
         assert roles(table, listed).tolist() == ["fitted"]
+
+
+def test_errors_of_rows_that_may_not_be_published_are_coarse() -> None:
+    """One row's exact error and perfsim's own prediction would tell the measured value."""
+    one, many = {"n": 1, "bias": 0.123456}, {"n": 9, "bias": 0.123456}
+    assert coarse({"a": {"x": one}, "b": {"x": many}, "rows": 10}) == {"b": {"x": {"n": 9, "bias": 0.12}}, "rows": 10}

@@ -64,14 +64,19 @@ def render(everything: Everything) -> Iterator[str]:
     yield ""
     found = list(entries(everything))
     for roles, title in (
-        (("kept out", LEFT_OUT), "### Rows that no fit has seen"),
+        (("kept out",), "### Rows that no fit has seen"),
+        ((LEFT_OUT,), "### Groups that were left out of a fit"),
         (("fitted",), "### Rows that coefficients were fitted to"),
     ):
         rows = [(one.table, one.rows, one.role, one.metric, *cells(one.found)) for one in found if one.role in roles]
         yield title
         yield ""
-        if roles[0] == "kept out":
-            rows += list(_kernels(everything))
+        if roles[0] != "fitted":
+            rows += [row for row in _kernels(everything) if row[2] == roles[0]]
+        if roles[0] == LEFT_OUT:
+            yield "What `validation.engines` fits is fitted again without the group; samplers, compilation of kernels"
+            yield "and how the client behaves stay as these runs, among others, showed them."
+            yield ""
         if rows:
             yield from table(("table", "rows", "role", "metric", *SUMMARY), rows, left=4)
         else:

@@ -26,7 +26,7 @@ from validation.engines.runs import LOOPS, STAGE_ENGINE, STAGES, Floats, Runs, r
 from validation.report.markdown import SUMMARY, cells, percent, table
 from validation.report.served import summaries
 from validation.report.split import ALL, Listed, meeting, split
-from validation.report.store import Results, provenance, stamped
+from validation.report.store import Results, provenance, rounded, stamped
 
 DEVICE = "h100-80gb-sxm"  # any: profiles are those of engines
 TABLES = (STAGES, LOOPS)
@@ -58,7 +58,7 @@ def run(data: Path) -> Results:
             *({"section": split().tables[LOOPS].section, "rows": name, "metrics": one} for name, one in loops.items()),
         ],
         "left_out": {ALL: everything, "whole runs": _together(parts, listed, ["stage_index=-1"])},
-        "models": {model: _together({model: part}, listed, []) for model, part in parts.items()},
+        "models": {model: rounded(_together({model: part}, listed, []), 2) for model, part in parts.items()},
         "loops": loops,
         "groups": _groups(runs, linear, found),
     }, [data / "serving" / f"{stem}.parquet" for stem in TABLES])  # fmt: skip

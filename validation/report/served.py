@@ -20,6 +20,7 @@ from validation.report.split import ALL, Listed, Plot, meeting, roles, split
 from validation.report.store import Results, provenance, stamped
 
 MOST_REASONS = 8
+FEWEST = 5  # rows of a table whose values may not be published
 WORST_GROUPS = 12  # of a column with more values
 
 
@@ -33,7 +34,21 @@ def run(stem: str, path: Path, figures: Path, *, section: str | None = None) -> 
     if panels:
         text = figure(panels, label=listed.title)
         (figures / f"{section or listed.section}.svg").write_text(text, encoding="utf-8")
+    if listed.publish == "residuals":
+        results = coarse(results)
     return stamped({**results, "figure": bool(panels)}, [path])
+
+
+def coarse(value: Any) -> Any:
+    """Errors to a hundredth, and none of fewer than `FEWEST` rows: no measured value can be worked out from them."""
+    if isinstance(value, float):
+        return round(value, 2)
+    if not isinstance(value, dict):
+        return value
+    kept = {
+        key: coarse(one) for key, one in value.items() if not isinstance(one, dict) or one.get("n", FEWEST) >= FEWEST
+    }
+    return {key: one for key, one in kept.items() if one != {} or value[key] == {}}
 
 
 def summarised(kept: Table, outcome: Outcome, listed: Listed) -> Results:
@@ -79,6 +94,8 @@ def _panels(kept: Table, outcome: Outcome, listed: Listed) -> Iterator[Panel]:
         if plot.kind == "scatter" and listed.publish != "values":
             raise InputError(f"split.yaml: {listed.section}: a scatter would show measured values of this table")
         series = list(_series(kept, outcome, plot))
+        if listed.publish != "values":
+            series = [replace(one, y=np.round(one.y, 2)) for one in series]
         if not series:
             continue
         if plot.kind == "scatter":
