@@ -15,7 +15,7 @@ from perfsim.spec import catalog
 from perfsim.spec.engines_file import ENGINES_FOLDER
 from perfsim.spec.load import find_calibration
 from validation.engines.fit import ENGINES, SHARED, STEPS, Fit, Linear, fit, linearised
-from validation.engines.runs import STAGE_ENGINE, Runs, read
+from validation.engines.runs import LEFT_OUT, STAGE_ENGINE, Runs, read
 
 DEVICE = "h100-80gb-sxm"  # any: profiles are those of engines
 TINY = 1e-12  # an overhead at its bound
@@ -93,6 +93,9 @@ def _document(runs: Runs, linear: Linear, found: Fit, engine: str) -> Iterator[s
     yield "# Overheads fitted to measured runs; do not edit: `python -m validation.engines --data DIR --write` writes"
     yield f"# this file. {SHARED} is one value for all engines; sampling_passes stands for all that grows with the"
     yield "# sequences of a step. Errors are those of the time per token."
+    for (owner, model, device), reason in LEFT_OUT.items():
+        if owner == engine:
+            yield f"# Left out: {model} on {device}: {reason}."
     yield f"engine: {engine}"
     yield f'versions: "{VERSIONS[engine]}"'
     yield f'source: "{"; ".join(tables)}"'

@@ -2,8 +2,8 @@
 
 inference-sim's runs of vLLM by stage (mean TPOT and TTFT, overloaded ones left out) and aiconfigurator's sample of
 closed loops (mean TPOT): of the latter a few rows, chosen by hash, of each engine version, model, format, device and
-plan, so that no sweep outweighs the others. What vLLM's sampler moves is not fitted but counted (first-guess.yaml):
-runs of models that sort their logits are too few to tell it from other costs of a sequence. Disaggregated deployments
+plan, so that no sweep outweighs the others. What vLLM's sampler moves is held (first-guess.yaml): runs of
+models that sort their logits are too few to tell it from other costs of a sequence. Disaggregated deployments
 are left out: their rows seldom tell the plan.
 """
 
