@@ -88,7 +88,7 @@ def trees(draw):
         draw(st.sampled_from([0, 1, 7, 30, 200])), chunk_blocks=draw(st.sampled_from([1, 1, 2, 3])),
         block_s=draw(st.sampled_from([1e-6, 1e-4, 3e-3])), setup=draw(st.sampled_from([0.0, 1e-5, 5e-3])),
     )  # fmt: skip
-    return kind, replace(config, tier=tier), chunk, clients, think
+    return kind, replace(config, tier=tier, mixed_steps=True), chunk, clients, think  # others are refused with a tier
 
 
 @settings(max_examples=150, deadline=None)
