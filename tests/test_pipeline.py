@@ -52,7 +52,7 @@ def column(log: Log, name: str) -> np.ndarray:
 @given(scenarios())
 def test_one_stage_is_the_plain_engine(scenario):
     kind, config, chunk, clients, _ = scenario
-    config = replace(config, async_scheduling=False)
+    config = replace(config, async_scheduling=False, mixed_steps=True)
     one = run(kind, config, chunk, depth=1, clients=clients)
     plain = run(kind, config, chunk, depth=0, clients=clients)
     assert len(one.requests) == len(plain.requests)

@@ -83,18 +83,19 @@ def run(workload, config: EngineConfig, *, engine_type=Engine, kind: str = "gqa"
     sessions = Sessions(source, ingress=INGRESS, egress=EGRESS, block_size=BLOCK)
     log, ledger = Log(), Ledger()
     recorder = Recorder((log, ledger), windows=len(attention_spans(tiny_model(kind))), chunk=64)
-    engine = engine_type(
+
+    class Noting(engine_type):
+        __slots__ = ()
+
+        def submit(self, request: Request) -> None:
+            result.requests.append(request)
+            super().submit(request)
+
+    engine = Noting(
         config=config, steps=compiled(kind, config), recorder=recorder, windows=attention_spans(tiny_model(kind)),
         on_finish=sessions.on_finish,
     )  # fmt: skip
     result = Run(log, recorder, sessions)
-    submit = engine.submit
-
-    def noted(request: Request) -> None:
-        result.requests.append(request)
-        submit(request)
-
-    engine.submit = noted
     sent = sessions.run(engine)
     recorder.flush()
     check_conservation(engine, ledger, sent=sent)

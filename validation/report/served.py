@@ -35,7 +35,7 @@ def run(stem: str, path: Path, figures: Path, *, section: str | None = None) -> 
         text = figure(panels, label=listed.title)
         (figures / f"{section or listed.section}.svg").write_text(text, encoding="utf-8")
     if listed.publish == "residuals":
-        results = coarse(results)
+        results = {name: coarse(value) for name, value in results.items()}
     return stamped({**results, "figure": bool(panels)}, [path])
 
 
