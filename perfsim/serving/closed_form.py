@@ -9,10 +9,10 @@ the distribution of the work (Kelly, "Reversibility and Stochastic Networks", 19
 Prefill takes its share of the time: t(n) = decode step / (1 - lambda x prefill seconds). Beyond the slots or the KV
 pool (n_max sequences) requests wait, and the product continues with the rate of n_max. A first token waits for a slot,
 for prefills ahead of it (Pollaczek-Khinchine), for the step in flight (and one more under async scheduling), and for
-its own steps. Neglected: correlation of arrivals, preemption, first steps
-that wait for kernels to be compiled, and the spread of everything: only means are reported. Speculative decoding enters with its mean emission per step. In the tested range
-(load up to 75%, mean prompt up to half the token budget) the means of TTFT, TPOT and E2E are within 10% of the
-simulation. Outside it TPOT comes out low, by a quarter to a third for prompts as long as the budget at 60-80% load,
+its own steps. Neglected: correlation of arrivals, preemption, first steps that wait for kernels to be compiled, and the
+spread of everything: only means are reported. Speculative decoding enters with its mean emission per step. In the
+tested range (load up to 75%, mean prompt up to half the token budget) the means of TTFT, TPOT and E2E are within 10% of
+the simulation. Outside it TPOT comes out low, by a quarter to a third for prompts as long as the budget at 60-80% load,
 because a long prefill stalls decodes that have just begun; a KV pool full enough for preemptions and arrivals in bursts
 make it low too. `in_range` says which it is.
 """

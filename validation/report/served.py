@@ -20,7 +20,7 @@ from validation.report.split import ALL, Listed, Plot, meeting, roles, split
 from validation.report.store import Results, provenance, stamped
 
 MOST_REASONS = 8
-FEWEST = 5  # rows of a table whose values may not be published
+FEWEST = 3  # rows of a table whose values may not be published
 WORST_GROUPS = 12  # of a column with more values
 
 
