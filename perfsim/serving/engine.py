@@ -207,7 +207,8 @@ class Engine(EngineFront):
             if need <= kv.free and batch.tokens <= self.config.max_num_batched_tokens:
                 return self._decode_work(need, limit=1 if self.late else _NO_LIMIT)
         chunks, stalled, preempted = schedule_running(self)
-        if (self.waiting or self.loaded) and not preempted and (chunks or not self.blocked):
+        queued = self.config.mixed_steps and (self.waiting or self.loaded)  # without, admitted with the prompts alone
+        if queued and not preempted and (chunks or not self.blocked):
             budget = self.config.max_num_batched_tokens - batch.tokens
             if chunks:
                 budget -= sum(tokens for _, tokens in chunks)
