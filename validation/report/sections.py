@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from validation.collectives.rows import MEASURED as SLICES
@@ -45,8 +46,7 @@ def sections() -> Iterator[Section]:
         committed = (MEASURED / listed.run,) if listed.run else ()
         yield Section(
             listed.section, (f"{listed.folder}/{stem}.parquet",), committed,
-            lambda paths, figures, stem=stem: served.run(stem, paths[0], figures),  # type: ignore[misc]
-            lambda results, stem=stem: served.render(stem, results),  # type: ignore[misc]
+            partial(_run_served, stem), partial(served.render, stem),
         )  # fmt: skip
         if listed.section == "isim":
             yield Section("left-out", tuple(f"serving/{name}.parquet" for name in left_out.TABLES), (),
@@ -55,6 +55,10 @@ def sections() -> Iterator[Section]:
             yield Section("silicon-slice", (), (MEASURED / SILICON_SLICE,), _run_silicon_slice, _show_silicon_slice)
     yield from _kernel_sections()
     yield Section("long-prefills", (), (MEASURED / "prefills.csv", path_of("prefill")), prefills.run, prefills.render)
+
+
+def _run_served(stem: str, paths: list[Path], figures: Path) -> Results:
+    return served.run(stem, paths[0], figures)
 
 
 def _kernel_sections() -> Iterator[Section]:

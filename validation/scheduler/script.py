@@ -86,7 +86,7 @@ def block_ids(prompts: list[list[int]]) -> list[list[int]]:
 
 def _mix(seed: int, count: int, *, longest: int, outputs: int, every: int, priorities: int = 1) -> tuple[Row, ...]:
     """A random script: some prompts begin with one of three shared texts, arrivals are `every` steps apart at most."""
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)  # noqa: S311 - a script, not secrets
     rows: list[Row] = []
     step = 0
     for index in range(count):
@@ -101,7 +101,7 @@ def _mix(seed: int, count: int, *, longest: int, outputs: int, every: int, prior
 
 def _random(seed: int) -> Case:
     """A random script with random limits and a small pool."""
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)  # noqa: S311 - a script, not secrets
     kind = ("own", "equal", "shared", "two-long")[seed % 4]
     lagging = draw.random() < 0.5
     pool = draw.choice([8, 9, 10, 12] if kind == "two-long" else [9, 12, 16, 20, 30])
