@@ -24,7 +24,9 @@ from perfsim.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from perfsim.cli.run_folder import RunFolder
     from perfsim.metrics.result import Result
+    from perfsim.spec.scenario import Scenario
 
 
 @takes_scenario
@@ -49,7 +51,6 @@ def simulate(
     bands: BandsOption = True,
 ) -> None:
     """Simulate a scenario request by request and report latency, throughput, cache, cost and energy."""
-    from perfsim.cli.progress import progress_bar
     from perfsim.cli.run_folder import RunFolder
 
     check_bands(bands=bands, samples=samples)
@@ -57,8 +58,26 @@ def simulate(
     drawn = samples or resolved.samples
     resolved = resolved.model_copy(update={"samples": None})  # bands are made after the run that is timed
     folder = RunFolder(directory) if directory is not None else None
+    result, wall_s = _run(resolved, folder, stepwise=stepwise, drawn=drawn, bands=bands)
+    if bands:
+        from perfsim.run import with_samples
+
+        resolved = with_samples(resolved, drawn)
+    result = with_report(result, report)
+    if folder is not None:
+        folder.write(resolved, result, wall_s=wall_s)
+    print_result(result, output=output, wall_s=wall_s)
+    if folder is not None and output is Format.table:
+        typer.echo(f"\nWritten to {folder.path}: {', '.join(folder.NAMES)}")
+
+
+def _run(
+    resolved: Scenario, folder: RunFolder | None, *, stepwise: bool, drawn: int | None, bands: bool
+) -> tuple[Result, float]:
+    """(the result, with its bands where they are wanted; seconds that the simulation itself took)."""
+    from perfsim.cli.progress import progress_bar
     from perfsim.report.trace_file import TraceFile  # heavy, as the next: not before the input is known to be good
-    from perfsim.run import quantify, with_samples
+    from perfsim.run import quantify
     from perfsim.run import simulate as run_simulate
 
     if folder is not None or resolved.workload.kind == "trace":
@@ -73,15 +92,9 @@ def simulate(
         wall_s = perf_counter() - began
         if bands:
             result = quantify(result, resolved, samples=drawn)
-            resolved = with_samples(resolved, drawn)
-    result = with_report(result, report)
     if trace is not None and trace.note is not None:
         print(f"trace.pftrace is not complete: {trace.note}", file=sys.stderr)
-    if folder is not None:
-        folder.write(resolved, result, wall_s=wall_s)
-    print_result(result, output=output, wall_s=wall_s)
-    if folder is not None and output is Format.table:
-        typer.echo(f"\nWritten to {folder.path}: {', '.join(folder.NAMES)}")
+    return result, wall_s
 
 
 def print_result(result: Result, *, output: Format, wall_s: float | None = None) -> None:

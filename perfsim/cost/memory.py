@@ -70,11 +70,7 @@ def memory_plan(
     if tokens is None or seqs is None or longest is None:
         raise ValueError("the policy is not resolved: load the scenario, or fill in its limits")
     held = with_drafter(model, policy.speculative)
-    weights = weight_bytes_per_gpu(held, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
-    weights += absorbed_bytes_per_gpu(held, tp=tp, pp=pp)
-    weights += drafter_bytes(model, policy.speculative, tp=tp)
-    if policy.lora is not None:
-        weights += policy.lora.max_loras * adapter_bytes(model, policy.lora, tp=tp)
+    weights = _weight_bytes(model, held, parallel, policy)
     activations = _activation_bytes(model, tp, engine, tokens, seqs)
     runtime = engine.context_memory + (engine.communication_memory if parallel.gpus > 1 else 0.0)
     share, owned = policy.gpu_memory_utilization, accelerator.memory.capacity * (1.0 - engine.reserved_fraction)
@@ -95,6 +91,26 @@ def memory_plan(
             f"{usable / GB:.1f} GB; HBM capacity binds, use more GPUs (tp) or a smaller model",
             binding="HBM capacity",
         )
+    blocks = _blocks(policy, room, block=block, block_size=block_size, fewest=fewest)
+    _check_capacity(accelerator, weights + activations + runtime + blocks * block, blocks)
+    return MemoryPlan(
+        accelerator.memory.capacity, weights, activations, runtime, blocks * block, blocks, states, block_size, spans
+    )
+
+
+def _weight_bytes(model: ModelArch, held: ModelArch, parallel: ParallelPlan, policy: ServingPolicy) -> float:
+    """Bytes of one GPU that stay while the engine runs; `held` is the model with the layers of its drafter."""
+    tp, pp = parallel.tp, parallel.pp
+    weights = weight_bytes_per_gpu(held, tp=tp, dp=parallel.dp, ep=parallel.ep, pp=pp)
+    weights += absorbed_bytes_per_gpu(held, tp=tp, pp=pp)
+    weights += drafter_bytes(model, policy.speculative, tp=tp)
+    if policy.lora is not None:
+        weights += policy.lora.max_loras * adapter_bytes(model, policy.lora, tp=tp)
+    return weights
+
+
+def _blocks(policy: ServingPolicy, room: float, *, block: float, block_size: int, fewest: int) -> int:
+    """Whole blocks of `block` bytes in `room` or what the policy sets instead; InfeasibleError below `fewest`."""
     available = room if policy.kv_cache_memory is None else policy.kv_cache_memory
     blocks = floor(available / block) if policy.kv_cache_blocks is None else policy.kv_cache_blocks
     if blocks < fewest:
@@ -103,16 +119,16 @@ def memory_plan(
             "policy.kv_cache_blocks or policy.kv_cache_memory binds",
             binding="KV cache size",
         )
-    used = weights + activations + runtime + blocks * block
+    return blocks
+
+
+def _check_capacity(accelerator: Accelerator, used: float, blocks: int) -> None:
     if used > accelerator.memory.capacity:
         raise InfeasibleError(
             f"a KV cache of {blocks:,} blocks makes {used / GB:.1f} GB per GPU, {accelerator.name} has "
             f"{accelerator.memory.capacity / GB:.1f} GB; HBM capacity binds",
             binding="HBM capacity",
         )
-    return MemoryPlan(
-        accelerator.memory.capacity, weights, activations, runtime, blocks * block, blocks, states, block_size, spans
-    )
 
 
 def _room(rule: str, share: float, weights: float, activations: float, runtime: float, *, owned: float) -> float:

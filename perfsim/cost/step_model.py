@@ -29,7 +29,7 @@ from perfsim.cost.terms import (
     linear_terms,
     prefill_terms,
 )
-from perfsim.cost.topology import fabric
+from perfsim.cost.topology import Fabric, fabric
 from perfsim.ops.lora import lora_ops
 from perfsim.ops.op import Collective, Driver, Num, Op
 from perfsim.ops.speculation import lower_with_drafts
@@ -113,18 +113,20 @@ class CompiledSteps:
         if decodes:
             for term in self.decode:
                 curve, attended = term.curve, context[term.span] if term.span >= 0 else blend(term.mix, context)
+                if prefill_tokens and term.mixed is not None:
+                    chunks = max(1, logits - decodes)
+                    gpu += term.beside(decodes, attended, prefill_tokens, pairs, prefill_context, chunks)
+                    continue
                 mean = attended / decodes
                 piece = bisect_right(curve.x, mean) - 1  # `locate` without a call, as in `gpu_run`
                 value = curve.y[piece] + curve.slopes[piece] * (mean - curve.x[piece])
-                if prefill_tokens:
-                    value *= term.mixed
                 gpu += term.count * (term.launch + decodes * value)
                 gpu += term.ramp_s if attended >= term.full else term.count * term.ramp.locate(attended)[0]
             for state in self.decode_state:
                 gpu += state.seconds(decodes)
         if prefill_tokens:
             for chunk in self.prefill:
-                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context)
+                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context, max(1, logits - decodes))
             for state in self.prefill_state:
                 gpu += state.seconds(prefill_tokens)
         if lora[1]:
@@ -220,13 +222,7 @@ def compile_steps(
 
     def work(step: StepShape, driver: Driver) -> list[Num]:
         """Seconds of every operator and collective that follows `driver`."""
-        chosen = [item for item in lowered(step) if item.driver == driver]
-        return [
-            op_estimate(item, node.accelerator, calibration.device, calibration.power).seconds
-            if isinstance(item, Op)
-            else collective_estimate(item, links, calibration.device).seconds
-            for item in chosen
-        ]
+        return [_seconds(item, node, links, calibration) for item in lowered(step) if item.driver == driver]
 
     tokens = np.arange(max_num_batched_tokens + 1, dtype=np.float64)
     queries = policy.queries
@@ -242,11 +238,8 @@ def compile_steps(
     def unit(units: float, queries: int) -> list[Op]:
         return [item for item in lowered(_unit(model, units, queries)) if isinstance(item, Op)]
 
-    def adapted(tokens: float, adapters: float) -> list[Op]:
-        step = replace(_shape(model), lora_tokens=tokens, lora_adapters=adapters)
-        return list(lora_ops(model, step, policy.lora, tp=tp))
-
     one, two = unit(1.0, queries), unit(2.0, queries)
+    each_token, each_adapter = _adapters(model, policy, tp, tokens=1.0), _adapters(model, policy, tp, adapters=1.0)
     device = calibration.device
     return CompiledSteps(
         token_s.tolist(), logit_s.tolist(), decode_terms(one, node, device), prefill_terms(one, node, device),
@@ -254,8 +247,22 @@ def compile_steps(
         linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
         engine.step_host, engine.schedule_host, engine.sequence_host, engine.token_host, async_scheduling,
         group_s.tolist(), np.sum(np.stack(drafts), axis=0).tolist() if drafts else [], queries,
-        adapter_terms(adapted(1.0, 0.0), adapted(0.0, 1.0), node, device),
+        adapter_terms(each_token, each_adapter, node, device),
     )  # fmt: skip
+
+
+def _seconds(item: Op | Collective, node: Node, links: Fabric, calibration: Calibration) -> Num:
+    if isinstance(item, Op):
+        return op_estimate(item, node.accelerator, calibration.device, calibration.power).seconds
+    return collective_estimate(item, links, calibration.device).seconds
+
+
+def _adapters(
+    model: ModelArch, policy: ServingPolicy, tp: int, *, tokens: float = 0.0, adapters: float = 0.0
+) -> list[Op]:  # fmt: skip
+    """What LoRA adapters add to a step: kernels that follow the tokens, or those that follow distinct adapters."""
+    step = replace(_shape(model), lora_tokens=tokens, lora_adapters=adapters)
+    return list(lora_ops(model, step, policy.lora, tp=tp))
 
 
 def _shape(

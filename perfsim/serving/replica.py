@@ -48,9 +48,8 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
     _check_lora(scenario)
     _check_separate_steps(scenario)
     _check_timeout(scenario)
-    speculative, lora = policy.speculative, policy.lora
     memory = memory_plan(
-        model=scenario.model, accelerator=scenario.hardware.accelerator, parallel=scenario.parallel,
+        model=scenario.model, accelerator=scenario.hardware.accelerator, parallel=parallel,
         engine=scenario.calibration.engine, policy=policy,
     )  # fmt: skip
     steps = compile_steps(
@@ -58,7 +57,15 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
         calibration=scenario.calibration, max_num_batched_tokens=tokens, max_num_seqs=seqs,
         async_scheduling=scenario.asynchronous, cluster=scenario.cluster, policy=policy,
     )  # fmt: skip
-    config = EngineConfig(
+    config = _engine_config(scenario, memory, tokens=tokens, seqs=seqs, length=length)
+    return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
+
+
+def _engine_config(scenario: Scenario, memory: MemoryPlan, *, tokens: int, seqs: int, length: int) -> EngineConfig:
+    """The scheduler's limits: the policy's, and what the memory and the kernels make of it."""
+    policy, parallel = scenario.policy, scenario.parallel
+    speculative, lora = policy.speculative, policy.lora
+    return EngineConfig(
         max_num_batched_tokens=tokens,
         max_num_seqs=seqs,
         max_model_len=length,
@@ -90,7 +97,6 @@ def plan_replica(scenario: Scenario) -> ReplicaPlan:
             max_seqs=seqs,
         ),
     )
-    return ReplicaPlan(config, memory, steps, attention_spans(scenario.model), parallel)
 
 
 def _timeout(scenario: Scenario) -> float:

@@ -122,20 +122,12 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
         tokens = min(tokens, budget)
         held = engine.batch.held(request) if request.decoding else -(-(computed + config.lookahead) // size)
         need = max(0, -(-(computed + tokens + config.lookahead) // size) - held)
-        while kv.free < need:
-            victim = max(order, key=_urgency) if config.priority else order[-1]
-            position = order.index(victim)
-            del order[position]
-            if position < index:
-                index -= 1
-            returned = granted.pop(victim, 0)
-            budget += returned
-            engine.preempt(victim, *_slots(engine, victim, returned))
+        if kv.free < need:
             preempted = True
-            if victim is request:
+            index, returned = _make_room(engine, order, granted, index, need)
+            budget += returned
+            if request not in engine.running:
                 break
-        if preempted and request not in engine.running:
-            break
         kv.take(need)
         if isinstance(engine.batch, SpeculativeBatch) and request.decoding and tokens <= engine.batch.drafts:
             engine.batch.shorten(request, tokens - 1)
@@ -149,6 +141,28 @@ def schedule_in_order(engine: Engine) -> tuple[Chunks, list[Request], bool]:
         engine.stall(request)
     chunks = [(request, tokens) for request, tokens in granted.items() if not request.decoding]
     return chunks, stalled, preempted
+
+
+def _make_room(
+    engine: Engine, order: list[Request], granted: dict[Request, int], index: int, need: int
+) -> tuple[int, int]:
+    """Preempt until `need` blocks are free, at worst the request in place `index` of `order` itself.
+
+    Returns (its place now, tokens that the preempted ones give back); they are taken out of `order` and `granted`.
+    """
+    request, returned = order[index], 0
+    while engine.kv.free < need:
+        victim = max(order, key=_urgency) if engine.config.priority else order[-1]
+        position = order.index(victim)
+        del order[position]
+        if position < index:
+            index -= 1
+        tokens = granted.pop(victim, 0)
+        returned += tokens
+        engine.preempt(victim, *_slots(engine, victim, tokens))
+        if victim is request:
+            break
+    return index, returned
 
 
 def _slots(engine: Engine, request: Request, granted: int) -> tuple[int, int]:

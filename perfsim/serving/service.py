@@ -79,15 +79,8 @@ def serve(
             made.append(Cluster(groups, deployment=deployment, seed=scenario.seed, build=build, on_finish=on_finish,
                                 trace=trace, begin=begin))  # fmt: skip
             return made[0]
-        replica = Replica(0, groups[0].group.name, 0, groups[0])
-        replica.enter(SERVING, 0.0)
-        replica.engine = build(replica)
-        if isinstance(replica.engine, LockstepGroup):
-            replica.engine.begin = begin
-        for scheduler in replica.schedulers:
-            scheduler.on_finish = on_finish
-        made.append(replica)
-        return replica.engine
+        made.append(_alone(groups[0], build, begin=begin, on_finish=on_finish))
+        return made[0].engine
 
     sent, notes = _drive(scenario, groups[0], server, progress)
     cluster = made[0] if clustered else None
@@ -96,6 +89,21 @@ def serve(
         for scheduler in replica.schedulers:
             scheduler.recorder.flush()
     return Served(replicas, cluster, sent, notes)
+
+
+def _alone(
+    group: GroupPlan, build: Callable[[Replica], Any], *, begin: Callable[[float], None] | None,
+    on_finish: Callable[[Request, float], None] | None,
+) -> Replica:  # fmt: skip
+    """The only replica of a deployment, which serves from the start."""
+    replica = Replica(0, group.group.name, 0, group)
+    replica.enter(SERVING, 0.0)
+    replica.engine = build(replica)
+    if isinstance(replica.engine, LockstepGroup):
+        replica.engine.begin = begin
+    for scheduler in replica.schedulers:
+        scheduler.on_finish = on_finish
+    return replica
 
 
 def _drive(
