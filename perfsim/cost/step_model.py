@@ -113,20 +113,18 @@ class CompiledSteps:
         if decodes:
             for term in self.decode:
                 curve, attended = term.curve, context[term.span] if term.span >= 0 else blend(term.mix, context)
-                if prefill_tokens and term.mixed is not None:
-                    chunks = max(1, logits - decodes)
-                    gpu += term.beside(decodes, attended, prefill_tokens, pairs, prefill_context, chunks)
-                    continue
                 mean = attended / decodes
                 piece = bisect_right(curve.x, mean) - 1  # `locate` without a call, as in `gpu_run`
                 value = curve.y[piece] + curve.slopes[piece] * (mean - curve.x[piece])
+                if prefill_tokens:
+                    value *= term.mixed
                 gpu += term.count * (term.launch + decodes * value)
                 gpu += term.ramp_s if attended >= term.full else term.count * term.ramp.locate(attended)[0]
             for state in self.decode_state:
                 gpu += state.seconds(decodes)
         if prefill_tokens:
             for chunk in self.prefill:
-                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context, max(1, logits - decodes))
+                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context)
             for state in self.prefill_state:
                 gpu += state.seconds(prefill_tokens)
         if lora[1]:
