@@ -93,7 +93,7 @@ def test_bad_tables(tmp_path, capsys):
     assert len(lines) == 3
     assert "no file" in lines[0]
     assert "not a readable Parquet file" in lines[1]
-    assert "nearest: 'products of aiconfigurator'" in lines[2]
+    assert "nearest to 'products of aiconfigurator'" in lines[2]
 
 
 def test_output(stages, capsys):
@@ -141,7 +141,7 @@ def test_kinds_are_told_apart_by_columns(tmp_path):
     for kind in KINDS:
         table = Table(tmp_path / "t.parquet", pa.table({name: pa.nulls(0) for name in sorted(kind.columns)}))
         assert kind_of(table) is kind
-    with pytest.raises(InputError, match="no known kind"):
+    with pytest.raises(InputError, match="no column of a known table"):
         kind_of(Table(tmp_path / "t.parquet", pa.table({"x": [1]})))
 
 

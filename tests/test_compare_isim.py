@@ -104,6 +104,15 @@ def test_requests_are_sent_when_they_were_with_their_own_lengths(tmp_path) -> No
     assert predicted["p50"] < 0.03
 
 
+@pytest.mark.parametrize("stage", [None, 2, -2])
+def test_a_stage_that_was_not_sent_is_the_reason_of_its_row_alone(stage: int | None, tmp_path) -> None:
+    table = read_table(write(tmp_path / "stages.parquet", [row(), row(stage_index=stage)]))
+    answer = answered(list(range(20)), [index / 4 for index in range(20)], [1.0] * 20)
+    _, outcome = compare_stages(table, solve=lambda questions: dict.fromkeys(questions, answer))
+    assert outcome.reasons[0] is None
+    assert outcome.reasons[1] in ("no value of stage_index published", "load not published: no such stage")
+
+
 @pytest.mark.parametrize("column", [
     "model", "hardware", "tp", "precision", "max_num_batched_tokens", "max_num_seqs", "output_len", "stages",
 ])  # fmt: skip

@@ -48,6 +48,21 @@ def test_statistics_of_single_requests(tmp_path):
                                     "ttft_s", "tpot_s", "e2e_s"}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ("tp", "plan not published"), ("dp", "plan not published"),
+        ("max_num_seqs", "no value of max_num_seqs published"),
+        ("arrival_s", "load not published: when requests were sent"),
+        ("output_tokens", "load not published: lengths of requests"),
+    ],
+)  # fmt: skip
+def test_requests_of_a_run_without_a_fact_have_its_reason(tmp_path, column, reason):
+    rows = [{**row, column: None} for row in requests(3)] + requests(4, vllm_version="0.19.1")
+    found = compare(write(tmp_path / "requests.parquet", rows), bands=False)
+    assert found["not_expressible"] == {reason: 3}
+
+
 def test_state_by_second_needs_the_load_beside_it(tmp_path):
     series = [{"hardware": "RTXPRO6000", "model": "meta-llama/Llama-3.1-8B", "t": float(second),
                "prompt_throughput": 0.0, "gen_throughput": 300.0, "running": 4, "waiting": 0, "kv_cache_pct": 2.0}

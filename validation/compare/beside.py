@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from validation.compare.columns import typed
 from validation.compare.table import Table, read_table
 
 
@@ -16,5 +17,5 @@ def companion(table: Table, columns: frozenset[str]) -> Table | None:
         except (pa.ArrowException, OSError):
             continue
         if columns <= names:
-            return read_table(path)
+            return typed(read_table(path), columns)
     return None

@@ -90,7 +90,7 @@ def _trace(table: Table, members: NDArray[np.intp], folder: Path) -> Path | None
     """The requests as they were sent, their prompts in rotation; None where a time or a length is missing."""
     names = ("request_index", "arrival_s", "input_tokens", "output_tokens_configured")
     columns = {name: table.numbers(name)[members] for name in names}
-    if not all(np.isfinite(column).all() for column in columns.values()):
+    if not all((np.abs(column) < plans.MOST).all() for column in columns.values()):
         return None
     order = np.lexsort((columns["request_index"], columns["arrival_s"]))
     index, arrival, prompts, outputs = (column[order] for column in columns.values())
@@ -207,7 +207,8 @@ def _prompt_tokens(row: Row, retokenised: float) -> int:
 
 
 def _measured_lengths(table: Table, members: NDArray[np.intp]) -> dict[str, float]:
-    return {"mean_input_tokens": float(np.nanmean(table.numbers("input_tokens")[members]))}
+    tokens = table.numbers("input_tokens")[members]
+    return {"mean_input_tokens": float(np.nanmean(tokens))} if np.isfinite(tokens).any() else {}
 
 
 def _measured_requests(table: Table) -> dict[str, NDArray[np.float64]]:
@@ -239,7 +240,10 @@ def _questions(rows: list[dict[str, Any]]) -> tuple[list[Ask | None], list[str |
                if row["stage_index"] == -1 and row.get("input_tokens_per_s") and row.get("requests_per_s")}  # fmt: skip
     for row in rows:
         try:
-            questions.append(question_of({**row, "mean_input_tokens": lengths.get(row["experiment"])}))
+            question = question_of({**row, "mean_input_tokens": lengths.get(row["experiment"])})
+            if plans.count(row, "stage_index", least=-1) >= len(_stages(row["stages"])):
+                raise InexpressibleError("load not published: no such stage")
+            questions.append(question)
             reasons.append(None)
         except InexpressibleError as missing:
             questions.append(None)

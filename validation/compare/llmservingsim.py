@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.compare import facts
+from validation.compare import facts, plans
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companion
 from validation.compare.facts import InexpressibleError
@@ -52,6 +52,7 @@ def compare_series(table: Table) -> tuple[Table, Outcome]:
         _, questions = _questions(load, Path(folder), [None] * len(load))
         by_engine = {(run[0], run[1]): question for run, question in questions.items()}
         found = answers(list(by_engine.values()), bands=False)
+    at = table.numbers("t")
     for run, members in runs_of(table, ("hardware", "model")).items():
         question = by_engine.get(run)
         refused = "load of this run not published" if question is None else found[question].refused
@@ -59,7 +60,10 @@ def compare_series(table: Table) -> tuple[Table, Outcome]:
             for index in members:
                 reasons[index] = refused
             continue
-        pairs += _series(table, members, found[question])
+        timed = np.isfinite(at[members])
+        for index in members[~timed]:
+            reasons[index] = "no value of t published"
+        pairs += _series(table, members[timed], found[question])
     return table, outcome_of(reasons, pairs)
 
 
@@ -80,14 +84,14 @@ def _questions(table: Table, folder: Path, reasons: list[str | None]) -> tuple[R
 def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
     first = rows[0]
     model, hardware = facts.model(first["model"]), facts.device(first["hardware"])
-    tp, dp = int(first["tp"]), int(first["dp"])
+    tp, dp = (plans.count(first, name, reason="plan not published") for name in ("tp", "dp"))
     policy: dict[str, Any] = {
-        "max_num_batched_tokens": int(first["max_num_batched_tokens"]), "max_num_seqs": int(first["max_num_seqs"]),
+        **{name: plans.count(first, name) for name in ("max_num_batched_tokens", "max_num_seqs")},
         "async_scheduling": facts.version_of("vllm", first["vllm_version"])["async_scheduling"],
         "sampling": facts.facts("clients")["llmservingsim"]["sampling"],
     }  # fmt: skip
     if first.get("num_kv_tokens"):
-        policy["kv_cache_blocks"] = int(first["num_kv_tokens"]) // BLOCK
+        policy["kv_cache_blocks"] = plans.count(first, "num_kv_tokens") // BLOCK
     if first.get("prefix_caching") is not None:
         policy["enable_prefix_caching"] = bool(first["prefix_caching"])
     content: dict[str, Any] = {
@@ -105,6 +109,11 @@ def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
 def _trace(rows: list[dict[str, Any]], folder: Path) -> Path:
     """The requests as a trace; they reach the engine when they did, not when they were planned to."""
     arrival = "queued_engine_s" if rows[0].get("queued_engine_s") is not None else "arrival_s"
+    for row in rows:
+        if row[arrival] is None or row["request_index"] is None:
+            raise InexpressibleError("load not published: when requests were sent")
+        for name in ("prompt_tokens", "output_tokens"):
+            plans.count(row, name, reason="load not published: lengths of requests")
     rows = sorted(rows, key=lambda row: (row[arrival], row["request_index"]))
     return write_trace(
         folder, arrival_s=[row[arrival] for row in rows], prompt_tokens=[row["prompt_tokens"] for row in rows],
@@ -147,5 +156,5 @@ def _occupancy(answer: Answer, at: NDArray[np.float64]) -> NDArray[np.float64]:
     """Percent of the KV blocks in use, averaged over the bin of the timeline that holds each time."""
     line, blocks = answer.timeline, answer.metrics["kv_cache"]["blocks"]
     series = 100.0 * np.array(line["kv_blocks"], dtype=np.float64) / blocks
-    place = (at / line["bin_s"]).astype(int)
-    return np.where(place < len(series), series[np.minimum(place, len(series) - 1)], np.nan)
+    place = np.clip(np.floor(at / line["bin_s"]), -1, len(series)).astype(int)
+    return np.where((place >= 0) & (place < len(series)), series[np.clip(place, 0, len(series) - 1)], np.nan)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.compare.table import Table, plain
+from validation.compare.table import Table
+from validation.compare.values import decoded, plain, value_text, values_of
 
 Floats = NDArray[np.float64]
 MOST_VALUES = 50  # of a column that makes groups
@@ -122,7 +123,7 @@ def summary(values: Values) -> dict[str, Any]:
 
 
 def _groups(table: Table, values: dict[str, Values], allowed: tuple[str, ...] | None) -> dict[str, Any]:
-    """Summaries by every column of at most 50 values; a missing value is the group `null`."""
+    """Summaries by every column of at most 50 values, measured ones too; a missing value is the group `null`."""
     groups: dict[str, Any] = {}
     for column in table.names:
         if column != "metric" and allowed is not None and column not in allowed:
@@ -149,25 +150,16 @@ def codes_of(table: Table, column: str, *, most: int | None = None) -> tuple[lis
 
     if pa.types.is_nested(table.data[column].type):
         return None
-    encoded = plain(table.data[column]).dictionary_encode().combine_chunks()
+    encoded = decoded(plain(table.data[column])).dictionary_encode().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         if not encoded.num_chunks:
             return None
         encoded = encoded.chunk(0)
     if most is not None and len(encoded.dictionary) > most:
         return None
-    labels = [value_text(value) for value in encoded.dictionary.to_pylist()]
+    labels = [value_text(value) for value in values_of(encoded.dictionary)]
     codes = np.asarray(encoded.indices.cast("int64").fill_null(len(labels)).to_numpy(zero_copy_only=False))
     # Values of one text, as 1 and 1.0 are, are one group.
     distinct = sorted({*labels, "null"})
     place = np.array([distinct.index(label) for label in [*labels, "null"]], dtype=np.intp)
     return distinct, place[codes]
-
-
-def value_text(value: Any) -> str:
-    """A group's value as a JSON key: 4.0 is written as 4, True as true."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    return "null" if value is None else str(value)

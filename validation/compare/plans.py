@@ -13,6 +13,7 @@ from validation.compare.facts import InexpressibleError
 Plan = dict[str, int]
 # Closed loops: prefills of this many tokens, so many of them and so few requests per client are simulated.
 PREFILL, MOST_PREFILLS, FEWEST = 8192, 10_000, 3
+MOST = 1 << 53  # of whatever is counted: beyond it a float is no exact count
 ENGINES = {
     "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "trt": "trtllm",
     "dynamo-sglang": "sglang", "dynamo-trt": "trtllm", "dynamo-trtllm": "trtllm", "dynamo-vllm": "vllm",
@@ -35,7 +36,7 @@ def count(row: Mapping[str, Any], column: str, *, reason: str | None = None, lea
         number = None if value is None else int(value)
     except (ValueError, OverflowError):
         number = None
-    if number is None or number < least:
+    if number is None or not least <= number < MOST:
         raise InexpressibleError(reason or f"no value of {column} published")
     return number
 

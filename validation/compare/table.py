@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.errors import InputError, nearest
+from validation.compare.values import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,13 +83,6 @@ class Table:
         return list(self.data.to_pylist())
 
 
-def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column with its values instead of codes of a dictionary."""
-    import pyarrow as pa
-
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
 def read_table(path: Path) -> Table:
     """The whole file, NaN read as null: writers differ in which of the two stands for a missing value.
 
@@ -106,7 +100,7 @@ def read_table(path: Path) -> Table:
         beside = [entry.name for entry in path.parent.glob("*.parquet")] if path.parent.is_dir() else []
         raise InputError(f"--table: there is no file '{path}'{nearest(path.name, beside)}") from None
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = str(error).splitlines()[0].partition(". ")[0][:120]
         raise InputError(f"--table: '{path}' is not a readable Parquet file ({reason})") from None
     twice = [name for name, count in Counter(data.column_names).items() if count > 1]
     if twice:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from perfsim.errors import InputError
 from validation.compare.kinds import kind_of
-from validation.compare.outcome import Outcome, Values, report, summary, value_text
+from validation.compare.outcome import Outcome, Values, report, summary
 from validation.compare.table import Table, read_table
+from validation.compare.values import value_text
 from validation.report.markdown import MISSING, SUMMARY, cells, table
 from validation.report.plots import Panel, Series, figure, residuals, scatter
 from validation.report.split import ALL, Listed, Plot, meeting, roles, split
