@@ -35,9 +35,10 @@ MODELS = ("llama-3.1-8b-instruct", "qwen3-30b-a3b", "deepseek-v2-lite", "google-
 fractions, microseconds = st.floats(0.02, 1), st.floats(0, 50e-6)
 gemm_curves = st.builds(
     GemmCurve, launch=microseconds, ramp=microseconds, ramp_depth=st.floats(1, 2e4), bandwidth=fractions,
-    compute=fractions, row_padding=st.floats(0, 300), depth_padding=st.floats(0, 4000), sharpness=st.floats(1, 12),
-    row_seconds=st.floats(0, 1e-7), quantise_bandwidth=st.none() | fractions, tile_loss=st.floats(0, 1),
-    tail=st.floats(0, 1),
+    ramp_sharpness=st.floats(1, 12), compute=fractions, depth_padding=st.floats(0, 4000), edge=st.floats(0, 2000),
+    idle=st.floats(0, 1), idle_depth=st.floats(1, 1e6), tail=st.floats(0, 1), throttle=st.floats(0, 2),
+    throttle_seconds=st.floats(1e-7, 1), sharpness=st.floats(1, 12), row_seconds=st.floats(0, 1e-7),
+    quantise_bandwidth=st.none() | fractions, tallest=st.sampled_from([128.0, 256.0]),
 )  # fmt: skip
 decode_curves = st.builds(
     DecodeCurve, launch=microseconds, bandwidth=fractions, tile=microseconds, sharpness=st.floats(1, 12),

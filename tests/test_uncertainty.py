@@ -69,7 +69,7 @@ def log_width(result: ps.Result, path: str) -> float:
     return math.log(high / low)
 
 
-SHAPES = frozenset(("tile_loss", "tail"))  # fractions that are no rates
+SHAPES = frozenset(("idle", "tail"))  # fractions that are no rates
 
 
 def test_every_time_and_every_rate_is_reached_by_a_factor() -> None:
@@ -104,11 +104,11 @@ def test_factors_multiply_times_and_never_pass_the_datasheet() -> None:
         assert not isinstance(value, float) or 0 < value <= 1, name
     assert slower_device(device, {"moe": 2.0}).gemm_launch == device.gemm_launch
     DeviceEfficiency.model_validate(fast.model_dump())  # still a legal calibration
-    curve = GemmCurve(launch=3e-6, ramp=1e-6, bandwidth=0.8, compute=0.7, row_padding=16.0, row_seconds=1e-9)
+    curve = GemmCurve(launch=3e-6, ramp=1e-6, bandwidth=0.8, compute=0.7, edge=16.0, row_seconds=1e-9)
     with_curve = device.model_copy(update={"curves": OperatorCurves(gemm={"bf16": curve})})
     moved = slower_device(with_curve, {"gemm": 1.5}).curves.gemm["bf16"]
     assert (moved.launch, moved.ramp, moved.row_seconds) == pytest.approx((4.5e-6, 1.5e-6, 1.5e-9))
-    assert (moved.bandwidth, moved.compute, moved.row_padding) == pytest.approx((0.8 / 1.5, 0.7 / 1.5, 16.0))
+    assert (moved.bandwidth, moved.compute, moved.edge) == pytest.approx((0.8 / 1.5, 0.7 / 1.5, 16.0))
 
 
 def test_the_fastest_draw_is_not_faster_than_light() -> None:

@@ -29,7 +29,7 @@ class Fitted:
     @property
     def stderr(self) -> dict[str, float]:
         """Standard errors of the coefficients that a curve keeps."""
-        spread = np.sqrt(np.diag(self.covariance))
+        spread = np.sqrt(np.maximum(np.diag(self.covariance), 0.0))  # rounding below zero at a bound
         pairs = zip(self.values.items(), spread, strict=True)
         return {name: float(value * error) for (name, value), error in pairs if name not in NUISANCE}
 

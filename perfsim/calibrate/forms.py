@@ -17,8 +17,9 @@ from perfsim.calibrate.routing import IDLE_PASSES, largest_share
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.collective import FAMILIES, filling, scaled
-from perfsim.cost.curves import MOST_ROWS, QUANTISED_BYTES, TILE_COLUMNS, WIDEST, blended, computed_rows
+from perfsim.cost.curves import WIDEST
 from perfsim.cost.device import peak_flops
+from perfsim.cost.products import Product, blended, gemm_row
 from perfsim.cost.topology import Fabric, fabric
 from perfsim.ops.mlp import distinct_experts
 from perfsim.ops.op import Collective, CollectiveKind
@@ -39,9 +40,10 @@ RESIDENT: Bounds = {"gain": (0.5, 0.01, 20.0), "share": (0.8, 0.2, 2.0)}
 BOUNDS: dict[Kind, Bounds] = {
     "gemm": {
         "launch": (3 * US, 0.3 * US, 40 * US), "ramp": (4 * US, 0.01 * US, 40 * US), "ramp_depth": (2e3, 50.0, 2e4),
-        "bandwidth": (0.85, 0.2, 1.0), "compute": (0.8, 0.1, 1.0), "row_padding": (30.0, 0.01, 300.0),
-        "depth_padding": (100.0, 1.0, 4000.0), "tile_loss": (0.3, 0.001, 1.0), "tail": (0.1, 0.0001, 1.0),
-        "sharpness": (3.0, 1.0, 12.0),
+        "ramp_sharpness": (1.15, 1.0, 8.0), "bandwidth": (0.85, 0.2, 1.0), "compute": (0.8, 0.1, 1.0),
+        "depth_padding": (100.0, 1.0, 4000.0), "edge": (40.0, 0.01, 2000.0), "idle": (0.5, 0.001, 1.0),
+        "idle_depth": (2e4, 500.0, 1e6), "tail": (0.1, 0.0001, 1.0), "throttle": (0.1, 0.001, 1.0),
+        "throttle_seconds": (100 * US, 1 * US, 10_000 * US), "sharpness": (3.0, 1.0, 12.0),
     },
     "decode": {
         "launch": (10 * US, 1 * US, 40 * US), "bandwidth": (0.85, 0.1, 1.0), "tile": (3 * US, 0.05 * US, 40 * US),
@@ -72,12 +74,22 @@ OTHER_STARTS = (
     {"ring_all_reduce.launch": 8 * US, "nvls_all_reduce.launch": 20 * US, "nvls_all_reduce.ramp": 40 * US},
     {"ring_all_reduce.launch": 15 * US, "ring_all_reduce.ramp": 80 * US, "nvls_all_reduce.bandwidth": 0.4},
 )
+# Where few tiles and a long k both make SMs wait, a search finds one of the two and keeps to it.
+OTHER_STARTS_PRODUCTS = (
+    {"idle": 0.9, "idle_depth": 2e3, "edge": 100.0, "ramp_sharpness": 3.0},
+    {"idle": 0.1, "edge": 10.0, "ramp": 20 * US, "ramp_depth": 1e4, "tail": 0.01, "throttle": 0.4},
+)
 COLLECTIVE: Bounds = {
     "launch": (5 * US, 0.5 * US, 60 * US), "hop": (1 * US, 0.01 * US, 20 * US), "bandwidth": (0.7, 0.02, 1.0),
     "ramp": (5 * US, 0.01 * US, 200 * US), "ramp_bytes": (1e6, 5e4, 3e8),
 }  # fmt: skip
 HOST: Bounds = {"host": (60 * US, 5 * US, 400 * US)}  # eager launches that outlast small kernels: a floor, not a cost
-NUISANCE = frozenset({*RESIDENT, *SKEW, *HOST})
+# Launches of vLLM's block-scaled products: how much shorter they are below 32 rows, what padding rows to four adds.
+HOST_PRODUCTS: Bounds = {"host_few": (0.8, 0.2, 1.5), "host_padding": (20 * US, 0.01 * US, 400 * US)}
+HOST_FEW_ROWS, HOST_ALIGNED_ROWS = 32.0, 4.0
+# Products cycle through several matrices, so that a small part of the cache is what each has, and is lost at once.
+RESIDENT_PRODUCTS: Bounds = {"gain": (1.0, 0.01, 20.0), "share": (0.1, 0.02, 2.0)}
+NUISANCE = frozenset({*RESIDENT, *SKEW, *HOST, *HOST_PRODUCTS})
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,7 @@ class Form:
         """Where the search begins: more than once where it can choose the wrong algorithm."""
         first = {name: start for name, (start, _, _) in self.bounds.items()}
         others = OTHER_STARTS if len(self.bounds) > len(COLLECTIVE) and self.kind == "collective" else ()
+        others = OTHER_STARTS_PRODUCTS if self.kind == "gemm" else others
         return [first, *({**first, **{k: v for k, v in other.items() if k in first}} for other in others)]
 
     def seconds(self, values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
@@ -141,12 +154,16 @@ def form(rows: Rows) -> Form:
             fixed |= {"kv_tile": 0.0, "diagonal": 0.0, "packed": 1.0}
     if rows.kind == "decode" and rows.format == "fp8":
         bounds |= WIDE
+    if rows.kind == "gemm":
+        bounds |= RESIDENT_PRODUCTS
+        # cuBLAS has tiles of 256 rows; CUTLASS and DeepGEMM, which run the narrow formats, have 128 by 128
+        fixed = {"tallest": 256.0 if rows.format == "bf16" else 128.0}
     if rows.kind == "gemm" and rows.format in ARITHMETIC:
         bounds |= QUANTISING
         if rows.backend == "vllm" and rows.format == "fp8_block":
-            bounds |= HOST
+            bounds |= HOST | HOST_PRODUCTS
             # The floor hides the kernel's own fixed time; that of other 8-bit kernels (3 to 6 us) stands in for it.
-            fixed = {"launch": 5 * US, "ramp": 0.0, "ramp_depth": 1.0}
+            fixed |= {"launch": 5 * US, "ramp": 0.0, "ramp_depth": 1.0, "ramp_sharpness": 1.0}
     if rows.kind == "moe":
         bounds |= SKEW
     return Form(rows.kind, {name: value for name, value in bounds.items() if name not in fixed}, fixed)
@@ -216,31 +233,34 @@ def _attended(rows: Rows) -> tuple[Array, Array]:
     return pairs, c["new"] + np.minimum(past, window - 1)
 
 
-def _warm(values: Mapping[str, float], moved: Array, chip: Accelerator) -> Array:
+def _warm(values: Mapping[str, float], moved: Array, chip: Accelerator, *, steep: int = 4) -> Array:
     """The factor on memory time that data in the L2 cache bring: 1 / (1 + gain) where all fit, 1 where few do."""
-    stays = 1.0 / (1.0 + (moved / (values["share"] * (chip.l2_bytes or 1.0))) ** 4)
+    stays = 1.0 / (1.0 + (moved / (values["share"] * (chip.l2_bytes or 1.0))) ** steep)
     return 1.0 - stays * values["gain"] / (1.0 + values["gain"])
 
 
 def _gemm(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
-    c, bandwidth = rows.columns, chip.memory.read_bandwidth
+    c = rows.columns
     moved = _moved(rows)[0]
-    memory = moved / (values["bandwidth"] * bandwidth) * _warm(values, moved, chip)
+    memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip, steep=8)
     rate = values["compute"] * peak_flops(chip, ARITHMETIC.get(rows.format, "bf16"))
-    rows_done = computed_rows(c["m"], loss=values["tile_loss"], padding=values["row_padding"])
-    tail = values["tail"] * MOST_ROWS * TILE_COLUMNS * (chip.sm_count or 0)
-    compute = 2 * (rows_done * c["n"] + tail) * (c["k"] + values["depth_padding"]) / rate
-    fixed = values["launch"] + values["ramp"] * c["k"] / (c["k"] + values["ramp_depth"])
-    per_row = values.get("row_seconds", 0.0) + 0.0 * c["k"]
-    if "quantise_bandwidth" in values:
-        per_row = per_row + QUANTISED_BYTES * c["k"] / (values["quantise_bandwidth"] * bandwidth)
-    return _above_host(values, fixed + c["m"] * per_row + blended(memory, compute, values["sharpness"]))
+    curve = GemmCurve.model_construct(None, **{name: values[name] for name in GemmCurve.model_fields if name in values})
+    product = Product(curve, c["n"], c["k"], rate, chip.sm_count or 0)
+    seconds = c["m"] * gemm_row(c["k"], curve, chip) + product.seconds(c["m"], memory)
+    return _above_host(values, seconds, c["m"])
 
 
-def _above_host(values: Mapping[str, float], seconds: Any) -> Array:
-    """The longer of the kernel and of the host's launches, rounded where they cross."""
-    result: Array = np.asarray(blended(seconds, values["host"], 8.0) if "host" in values else seconds)
-    return result
+def _above_host(values: Mapping[str, float], seconds: Any, rows: Any = 0.0) -> Array:
+    """The longer of the kernel and of the host's launches, rounded where they cross.
+
+    vLLM's block-scaled products launch other kernels below 32 `rows`, and pad rows to multiples of four first on some
+    GPUs; both change what the host does.
+    """
+    if "host" not in values:
+        return np.asarray(seconds)
+    host = values["host"] * np.where(rows < HOST_FEW_ROWS, values.get("host_few", 1.0), 1.0)
+    host = host + values.get("host_padding", 0.0) * (np.mod(rows, HOST_ALIGNED_ROWS) > 0)
+    return np.asarray(blended(seconds, host, 8.0))
 
 
 def _decode(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:

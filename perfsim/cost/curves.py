@@ -13,15 +13,13 @@ import numpy as np
 
 from perfsim.cost.device import peak_flops
 from perfsim.cost.piecewise import PiecewiseLinear
+from perfsim.cost.products import blended
 from perfsim.ops.op import Num, Op
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, PrefillCurve
 from perfsim.spec.hardware import Accelerator
 
-FEWEST_ROWS, MOST_ROWS, TILE_COLUMNS = 16.0, 256.0, 128.0  # of y in one tile of a product
 WIDEST = 128.0  # columns of a head up to which every kernel keeps pace with memory
-SMALL_TILE = 64.0  # rows: padding grows up to the smallest tiles of matrix units and stays from there on
-QUANTISED_BYTES = 3.0  # per number: read as bf16, written in 8 bits
 KNOTS = tuple(16.0 * 2**step for step in range(21))  # contexts of 16 to 16.8M tokens
 RAMP_KNOTS = tuple(2.0**step for step in range(-3, 7))  # shares of ramp_bytes: 11% to 98% of the ramp
 
@@ -58,69 +56,6 @@ def _pick(curves: dict[str, Curve], op: Op) -> Curve | None:
         if family + dash + name in curves:
             return curves[family + dash + name]
     return None
-
-
-def blended(memory: Num, compute: Num, sharpness: float) -> Num:
-    """(memory^s + compute^s)^(1/s): at least the longer of both, at most their sum."""
-    return (memory**sharpness + compute**sharpness) ** (1.0 / sharpness)
-
-
-def padded(units: Num, padding: float) -> Num:
-    """Work per real unit: 1 + padding / (units + the smallest tile), so that padded units never get fewer."""
-    return 1.0 + padding / (units + SMALL_TILE)
-
-
-def whole_tiles(rows: Num) -> Num:
-    """Rows rounded up to whole tiles of the kernel: of 16, 32, 64, 128 rows, and from 129 on multiples of 256."""
-    tile = np.maximum(2.0 ** np.ceil(np.log2(np.maximum(rows, 1.0))), FEWEST_ROWS)
-    tile = np.minimum(tile, MOST_ROWS)  # `clip` takes five times as long for a single number
-    whole: Num = tile * np.ceil(rows / tile)
-    return whole
-
-
-def computed_rows(rows: Num, *, loss: float, padding: float) -> Num:
-    """Rows that a product takes the time of: `loss` of what fills whole tiles, and `padding` more from 64 rows on."""
-    filled = rows + loss * (whole_tiles(rows) - rows) if loss else rows
-    return filled * padded(rows, padding)
-
-
-def gemm_tail(curve: GemmCurve, chip: Accelerator) -> float:
-    """Numbers of y that the time of the last wave of tiles is worth, whatever the size: it leaves SMs idle."""
-    return curve.tail * MOST_ROWS * TILE_COLUMNS * (chip.sm_count or 0)
-
-
-def gemm_launch(op: Op, curve: GemmCurve) -> float:
-    """launch + ramp k / (k + ramp_depth): a pipeline fills along k until the kernel splits it."""
-    return curve.launch + curve.ramp * op.depth / (op.depth + curve.ramp_depth)
-
-
-def gemm_row(op: Op, curve: GemmCurve, accelerator: Accelerator) -> float:
-    """Seconds per row outside the product: quantising the row, where the kernel's input must be."""
-    if curve.quantise_bandwidth is None:
-        return curve.row_seconds
-    return curve.row_seconds + QUANTISED_BYTES * op.depth / (
-        curve.quantise_bandwidth * accelerator.memory.read_bandwidth
-    )
-
-
-def gemm_rate(op: Op, curve: GemmCurve, accelerator: Accelerator) -> float:
-    """FLOP/s that count towards the product: columns of x that are padding are computed, too."""
-    return curve.compute * peak_flops(accelerator, op.dtype) / (1.0 + curve.depth_padding / op.depth)
-
-
-def gemm_seconds(op: Op, curve: GemmCurve, accelerator: Accelerator) -> Num:
-    """launch + ramp + rows x row + blend(bytes / (e_b bandwidth), 2 (m' n + tail)(k + padding) / (e_c peak)).
-
-    m' are the rows in whole tiles (`computed_rows`), tail is what the last wave leaves idle. Neglected: that kernels
-    change their tiles with n and k.
-    """
-    memory = accelerator.memory
-    moved = (op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / curve.bandwidth
-    rows = computed_rows(op.rows, loss=curve.tile_loss, padding=curve.row_padding)
-    work = op.flops / np.maximum(op.rows, 1e-9) * rows + 2.0 * op.depth * gemm_tail(curve, accelerator)
-    computed = work / gemm_rate(op, curve, accelerator)
-    fixed = gemm_launch(op, curve) + op.rows * gemm_row(op, curve, accelerator)
-    return fixed + blended(moved, computed, curve.sharpness)
 
 
 def decode_seconds(op: Op, curve: DecodeCurve, efficiency: DeviceEfficiency, chip: Accelerator) -> PiecewiseLinear:

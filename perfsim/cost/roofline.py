@@ -21,7 +21,6 @@ from perfsim.cost.curves import (
     expert_curve,
     expert_seconds,
     gemm_curve,
-    gemm_seconds,
     mixed_factor,
     prefill_curve,
     prefill_seconds,
@@ -29,6 +28,7 @@ from perfsim.cost.curves import (
 from perfsim.cost.device import peak_flops
 from perfsim.cost.estimate import Estimate
 from perfsim.cost.piecewise import PiecewiseLinear
+from perfsim.cost.products import gemm_seconds
 from perfsim.ops.op import Num, Op
 from perfsim.spec.calibration import DeviceEfficiency, PowerModel
 from perfsim.spec.hardware import Accelerator

@@ -10,21 +10,16 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 from perfsim.cost.curves import (
-    blended,
-    computed_rows,
     decode_curve,
     decode_ramp,
     gemm_curve,
-    gemm_launch,
-    gemm_rate,
-    gemm_row,
-    gemm_tail,
     mixed_factor,
     prefill_coefficients,
     prefill_curve,
 )
 from perfsim.cost.device import peak_flops
 from perfsim.cost.piecewise import PiecewiseLinear
+from perfsim.cost.products import Product, gemm_row, product_of
 from perfsim.cost.roofline import coefficients, decode_attention_curve
 from perfsim.ops.op import Driver, Op
 from perfsim.spec.calibration import DeviceEfficiency
@@ -90,8 +85,7 @@ class PrefillTerm:
 class LinearTerm:
     """A kernel whose work is affine in one sum x: count * (launch + max(fixed + per_unit * x, compute * x)).
 
-    A matrix product on a fitted curve blends both with its `sharpness`, fills up its tiles (`tile_loss`,
-    `padding`, `tail`) and may take `per_row` more.
+    A matrix product on a fitted curve takes `per_row` x and its own time instead, of what x moves.
     """
 
     mix: Mix
@@ -100,18 +94,13 @@ class LinearTerm:
     fixed: float
     per_unit: float
     compute: float
-    padding: float = 0.0
-    sharpness: float = 0.0
     per_row: float = 0.0
-    tile_loss: float = 0.0
-    tail: float = 0.0
+    product: Product | None = None
 
     def seconds(self, units: float) -> float:
-        if self.sharpness:
-            rows = float(computed_rows(units, loss=self.tile_loss, padding=self.padding))
-            computed = self.compute * rows + self.tail
-            busy = float(blended(self.fixed + self.per_unit * units, computed, self.sharpness))
-            return self.count * (self.launch + self.per_row * units + busy)
+        if self.product is not None:
+            busy = float(self.product.seconds(units, self.fixed + self.per_unit * units))
+            return self.count * (self.per_row * units + busy)
         return self.count * (self.launch + max(self.fixed + self.per_unit * units, self.compute * units))
 
 
@@ -213,18 +202,17 @@ def linear_terms(
         if first.driver == driver:
             launch, compute, bandwidth = coefficients(first, device)
             rate, curve = compute * peak_flops(chip, first.dtype), gemm_curve(first, device)
-            rows = (0.0, 0.0, 0.0, 0.0, 0.0)
+            per_row, product = 0.0, None
             if curve is not None:
-                launch, rate, bandwidth = gemm_launch(first, curve), gemm_rate(first, curve, chip), curve.bandwidth
-                tail = 2.0 * first.depth * gemm_tail(curve, chip) / rate
-                rows = curve.row_padding, curve.sharpness, gemm_row(first, curve, chip), curve.tile_loss, tail
+                launch, bandwidth = curve.launch, curve.bandwidth
+                per_row, product = float(gemm_row(first.depth, curve, chip)), product_of(first, curve, chip)
             moved = [
                 float(op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth) / bandwidth
                 for op in (first, second)
             ]
             term = LinearTerm(
                 first.mix, first.count, launch, 2 * moved[0] - moved[1], moved[1] - moved[0],
-                float(second.flops - first.flops) / rate, *rows,
+                float(second.flops - first.flops) / rate, per_row, product,
             )  # fmt: skip
             key = replace(term, count=0)
             found[key] = replace(term, count=first.count + (found[key].count if key in found else 0))

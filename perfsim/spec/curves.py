@@ -17,24 +17,32 @@ Amount = Annotated[float, Field(ge=0)]
 
 
 class GemmCurve(Spec):
-    """y[m, n] = x[m, k] @ W[k, n]: see `perfsim.cost.curves.gemm_seconds`.
+    """y[m, n] = x[m, k] @ W[k, n]: see `perfsim.cost.products`.
 
-    `launch` is the kernel's fixed time, `ramp` what filling its pipeline along k adds, half of it at `ramp_depth`.
-    `row_padding` rows and `depth_padding` columns of x are computed beside the real ones, and the share `tile_loss` of
-    the rows that fill whole tiles. `tail` is the share of a wave of tiles that SMs idle at the end. `sharpness` is the
-    exponent that blends memory and compute time. Where the kernel's input is quantised first, that costs `row_seconds`
-    per row and a pass over it at `quantise_bandwidth`.
+    `launch` is the kernel's fixed time, `ramp` what the steps of its pipeline along k wait for each other, half of it
+    at `ramp_depth`; it blends with the other times with the exponent `ramp_sharpness` (1: is added). `depth_padding`
+    columns of x are computed beside the real ones. A tile has up to `tallest` rows, and takes the time of `edge` more
+    rows and columns. SMs that have no tile in the last wave idle for the share `idle` of it, for half of that at
+    `idle_depth`; whatever the size, the product waits for the share `tail` of a wave. `throttle` is what a lower clock
+    adds to computing that goes on for long, half of it at `throttle_seconds`. `sharpness` is the exponent that blends
+    memory and compute time. Where the kernel's input is quantised first, that costs `row_seconds` per row and a pass
+    over it at `quantise_bandwidth`.
     """
 
     launch: Seconds
     ramp: Seconds = 0.0
     ramp_depth: float = Field(default=1.0, gt=0)
+    ramp_sharpness: float = Field(default=1.0, ge=1, le=16)
     bandwidth: Fraction
     compute: Fraction
-    row_padding: Amount = 0.0
     depth_padding: Amount = 0.0
-    tile_loss: float = Field(default=0.0, ge=0, le=1)
+    edge: Amount = 0.0
+    tallest: float = Field(default=128.0, ge=16, le=256)
+    idle: float = Field(default=0.0, ge=0, le=1)
+    idle_depth: float = Field(default=1e6, gt=0)
     tail: float = Field(default=0.0, ge=0, le=1)
+    throttle: Amount = 0.0
+    throttle_seconds: float = Field(default=1e-4, gt=0)
     sharpness: float = Field(default=8.0, ge=1, le=16)
     row_seconds: Seconds = 0.0
     quantise_bandwidth: Fraction | None = None
