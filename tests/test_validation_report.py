@@ -19,6 +19,8 @@ from validation.compare.table import Table
 from validation.engines.fit import Linear
 from validation.engines.runs import Runs
 from validation.report import cli, headline, left_out, long_prefill, peers, plots, store
+from validation.report.filled import filled
+from validation.report.markdown import percent
 from validation.report.sections import sections
 from validation.report.served import coarse, summarised
 from validation.report.split import roles, split
@@ -114,6 +116,42 @@ def test_the_committed_report_is_made_of_the_stored_results() -> None:
         if results is not None:
             for table, digest in results["tables"].items():
                 assert f"table: {table} sha256: {digest}" in committed[section.name]
+
+
+RESULTS = {
+    "isim": {
+        "roles": {"kept out": {"tpot": {"mape_mean": 0.0412, "bias": 0.3, "n": 1234}}},
+        "groups": [{"name": "a", "kind": "x y", "median": 0.1}, {"name": "a", "kind": "z", "median": 2.5}],
+    }
+}
+
+
+@pytest.mark.parametrize(("place", "shown"), [
+    ("isim > roles > kept out > tpot > mape_mean", "4.1%"), ("isim > roles > kept out > tpot > bias", "+30%"),
+    ("isim > roles > kept out > tpot > n", "1,234"), ("isim > groups > name=a, kind=x y > median", "10%"),
+    ("isim > groups > kind=z > median", "250%"),
+])  # fmt: skip
+def test_figures_of_hand_written_text_are_those_of_the_results(place: str, shown: str) -> None:
+    assert filled(f"so {{{place}}} and\n{{{place}}}", RESULTS, source="x.md") == f"so {shown} and\n{shown}"
+
+
+@pytest.mark.parametrize(("place", "message"), [
+    ("isin > roles", "nothing called 'isin'; did you mean 'isim'?"),
+    ("isim > roles > kept out > tpot > mape_maen", "nothing called 'mape_maen'; did you mean 'mape_mean'?"),
+    ("isim > roles > kept out", "expected a number there; it goes on with tpot"),
+    ("isim > groups > name=a > median", "expected one entry with name=a, found 2"),
+])  # fmt: skip
+def test_figures_that_no_section_has_are_named_with_their_line(place: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        filled(f"first\n{{{place}}}", RESULTS, source="x.md")
+    assert str(error.value) == f"x.md, line 2: {{{place}}}: {message}"
+
+
+def test_the_budget_states_the_figures_of_the_stored_results() -> None:
+    budget = store.blocks(cli.document(list(sections())))["budget"]
+    assert "{" not in budget
+    overloaded = store.load("isim")["subsets"]["overloaded"]["kept out"]["e2e_mean_ms"]["bias"]
+    assert f"| E2E {percent(overloaded, sign=True)}: the run was overloaded" in budget
 
 
 def test_sections_without_data_run_on_committed_rows_only(tmp_path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from perfsim.errors import InputError, PerfsimError, nearest
 from validation.report import headline, peers
+from validation.report.filled import filled
 from validation.report.sections import Section, sections
 from validation.report.store import RESULTS, ROOT, Results, block, load, save
 
@@ -84,10 +85,11 @@ def document(every: Sequence[Section], results: Path = RESULTS) -> str:
     stored = {section.name: load(section.name, folder=results) or load(section.name) for section in every}
     everything: dict[str, Results] = {name: found for name, found in stored.items() if found is not None}
     others = peers.render(everything.get("isim"), everything.get("left-out"))
+    budget = filled(BUDGET.read_text(encoding="utf-8"), everything, source=BUDGET.name)
     return "\n".join([
         HEADER, "## Headline\n", block("headline", None, "\n".join(headline.render(everything))),
         "## What others published\n", block("peers", None, "\n".join(others)),
-        "## Error budget\n", block("budget", None, BUDGET.read_text(encoding="utf-8")), *_parts(every, everything),
+        "## Error budget\n", block("budget", None, budget), *_parts(every, everything),
     ])  # fmt: skip
 
 
