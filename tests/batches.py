@@ -27,6 +27,8 @@ def batch_shape(model: ModelArch, past: list[int], chunks: Chunks) -> StepShape:
         prefill_tokens=float(new),
         prefill_pairs=tuple(float(sum(_pairs(span, chunk, start) for chunk, start in chunks)) for span in spans),
         prefill_context=tuple(float(sum(context_read(*work, span) for work in chunks)) for span in spans),
+        decode_longest=float(max(past, default=-1) + 1),
+        prefill_longest=float(max((chunk + start for chunk, start in chunks), default=0)),
     )
 
 
@@ -49,6 +51,8 @@ def stacked(steps: list[StepShape]) -> StepShape:
         np.array([step.prefill_tokens for step in steps]),
         tuple(np.array([step.prefill_pairs[window] for step in steps]) for window in windows),
         tuple(np.array([step.prefill_context[window] for step in steps]) for window in windows),
+        decode_longest=np.array([step.decode_longest for step in steps]),
+        prefill_longest=np.array([step.prefill_longest for step in steps]),
     )
 
 

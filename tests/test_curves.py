@@ -26,7 +26,15 @@ from perfsim.ops.step import StepShape, attention_spans
 from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration, DeviceEfficiency
-from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, OperatorCurves, PrefillCurve
+from perfsim.spec.curves import (
+    DecodeCurve,
+    ExpertCurve,
+    GemmCurve,
+    LinkCurve,
+    MixedCurve,
+    OperatorCurves,
+    PrefillCurve,
+)
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import ModelArch
 
@@ -42,7 +50,7 @@ gemm_curves = st.builds(
 )  # fmt: skip
 decode_curves = st.builds(
     DecodeCurve, launch=microseconds, bandwidth=fractions, tile=microseconds, sharpness=st.floats(1, 12),
-    ramp=microseconds, ramp_bytes=st.floats(1e5, 1e9), mixed_reread=st.floats(0, 1), compute=st.none() | fractions,
+    ramp=microseconds, ramp_bytes=st.floats(1e5, 1e9), compute=st.none() | fractions,
     wide=st.floats(0, 1e-8),
 )  # fmt: skip
 prefill_curves = st.builds(
@@ -54,11 +62,15 @@ expert_curves = st.builds(
     ExpertCurve, launch=microseconds, bandwidth=fractions, compute=fractions, expert_padding=st.floats(0, 300),
     passes=st.floats(0, 20), sharpness=st.floats(1, 12),
 )  # fmt: skip
+mixed_curves = st.builds(
+    MixedCurve, rows=st.floats(8, 256), tail=st.floats(0, 2), empty=st.floats(0, 1e-5), last=st.floats(0, 2)
+)
 every_curve = st.builds(
-    lambda g, d, p, m: OperatorCurves(
-        gemm={"bf16": g}, decode={"bf16": d, "mla-bf16": d}, prefill={"bf16": p, "mla-bf16": p}, moe={"bf16": m}
+    lambda g, d, p, m, x: OperatorCurves(
+        gemm={"bf16": g}, decode={"bf16": d, "mla-bf16": d}, prefill={"bf16": p, "mla-bf16": p}, moe={"bf16": m},
+        mixed={} if x is None else {"bf16": x},
     ),
-    gemm_curves, decode_curves, prefill_curves, expert_curves,
+    gemm_curves, decode_curves, prefill_curves, expert_curves, st.none() | mixed_curves,
 )  # fmt: skip
 # (decoding sequences, context of each, prefill chunk, its past)
 loads = st.tuples(st.integers(0, 1024), st.integers(1, 10**7), st.integers(0, 16384), st.integers(0, 10**7))
@@ -81,7 +93,7 @@ def shape_of(model: ModelArch, load: tuple[int, int, int, int]) -> StepShape:
     attended = tuple(float(sequences * span.attended(context - 1)) for span in attention_spans(model))
     return StepShape(
         float(sequences + chunk), float(sequences + bool(chunk)), float(sequences), attended, one.prefill_tokens,
-        one.prefill_pairs, one.prefill_context,
+        one.prefill_pairs, one.prefill_context, prefill_longest=one.prefill_longest,
     )  # fmt: skip
 
 
@@ -130,14 +142,19 @@ def test_compiled_steps_and_jumps_follow_any_curve(
     )  # fmt: skip
     step = batch_shape(model, past, [(chunk, start)] if chunk else [])
     sums = [tuple(map(int, values)) for values in (step.decode_context, step.prefill_pairs, step.prefill_context)]
-    took = steps.step_seconds(int(step.tokens), int(step.logits), len(past), sums[0], chunk, sums[1], sums[2])
+    longest = int(step.decode_longest), int(step.prefill_longest)
+    took = steps.step_seconds(
+        int(step.tokens), int(step.logits), len(past), sums[0], chunk, sums[1], sums[2], longest=longest
+    )
     explained = step_estimate(step, model=model, node=node, tp=2, calibration=calibration, async_scheduling=False)
     assert took == pytest.approx(float(explained.seconds), rel=1e-11)
     if not past or len(attention_spans(model)) > 1:
         return
-    run = steps.decode_run(len(past), sums[0], (len(past),), limit)
+    run = steps.decode_run(len(past), sums[0], (len(past),), limit, longest=longest[0])
     for at in (0, run.max_steps // 2, run.max_steps - 1):
-        alone = steps.step_seconds(len(past), len(past), len(past), (sums[0][0] + at * len(past),), 0, (0,), (0,))
+        alone = steps.step_seconds(
+            len(past), len(past), len(past), (sums[0][0] + at * len(past),), 0, (0,), (0,), longest=(longest[0] + at, 0)
+        )
         assert run.first_s + at * run.slope_s == pytest.approx(alone, rel=1e-11)
 
 

@@ -69,10 +69,10 @@ def fit_together(groups: list[Rows], chips: list[Accelerator], shape: Form) -> F
     found = min(searches, key=lambda search: float(search.cost))
     values = dict(zip(names, np.exp(found.x).tolist(), strict=True))
     clusters = np.concatenate([np.char.add(f"{group.device} ", group.shape) for group in groups])
-    return Fitted(shape, groups[0], values, _sandwich(found.jac, found.fun, clusters))
+    return Fitted(shape, groups[0], values, sandwich(found.jac, found.fun, clusters))
 
 
-def _sandwich(jacobian: Array, errors: Array, clusters: np.ndarray) -> Array:
+def sandwich(jacobian: Array, errors: Array, clusters: np.ndarray) -> Array:
     """H^-1 (sum over clusters of g g') H^-1, with g the gradients of a cluster's rows: Liang and Zeger's estimate.
 
     `jacobian` holds the derivatives of the errors scaled by the loss, as least_squares returns them.

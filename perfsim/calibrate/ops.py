@@ -11,7 +11,7 @@ import numpy as np
 
 from perfsim.calibrate.fit import Fitted, fit
 from perfsim.calibrate.forms import families_of, fit_range
-from perfsim.calibrate.mixed import DEVICE, SAME_KERNEL, reread
+from perfsim.calibrate.mixed_file import write as write_mixed
 from perfsim.calibrate.rows import (
     Kind,
     Rows,
@@ -71,23 +71,9 @@ def borrowed(groups: list[Rows]) -> dict[str, dict[Kind, np.ndarray]]:
     return {device: {kind: np.concatenate(parts) for kind, parts in kinds.items()} for device, kinds in errors.items()}
 
 
-def mixed_steps(folder: Path, fits: list[tuple[Fitted, Rows]]) -> tuple[float, float]:
-    """`mixed.reread` from the curves of the device that was timed."""
-    found = {rows.kind: fitted for fitted, rows in fits
-             if (rows.device, rows.backend, rows.format) == (DEVICE, BACKEND, "bf16")}  # fmt: skip
-    return reread(folder, found["decode"], found["prefill"])
-
-
-def document(
-    device: str, fits: list[tuple[Fitted, Rows]], missed: Mapping[Kind, np.ndarray], mixed: tuple[float, float] | None
-) -> Iterator[str]:
+def document(device: str, fits: list[tuple[Fitted, Rows]], missed: Mapping[Kind, np.ndarray]) -> Iterator[str]:
     """Lines of the file of one device."""
     yield HEADER.rstrip("\n")
-    if mixed:
-        yield (
-            f"# mixed_reread {mixed[0]:.3f} +- {mixed[1]:.3f}: steps with prompt chunks on an RTX PRO 6000 under vLLM "
-            "0.19\n#   (casys-kaist/LLMServingSim@5daddb2, MIT), the same kernel as on this device."
-        )
     yield f"device: {device}"
     yield "source: ai-dynamo/aiconfigurator@095f58a"
     yield f"default_backend: {BACKEND}"
@@ -108,19 +94,18 @@ def document(
         seen = place
         for family in families_of(rows) if rows.kind == "collective" else [""]:
             yield f"      {family or rows.format}:"
-            yield from _entry(fitted, rows, family, mixed if rows.backend == BACKEND else None)
+            yield from _entry(fitted, rows, family)
 
 
-def _entry(fitted: Fitted, rows: Rows, family: str, mixed: tuple[float, float] | None) -> Iterator[str]:
+def _entry(fitted: Fitted, rows: Rows, family: str) -> Iterator[str]:
     errors = held_out_errors(fitted, rows)
     curve, absolute = fitted.form.curve(fitted.values, family=family), np.abs(errors)
-    extra = {"mixed_reread": mixed[0]} if mixed and rows.kind == "decode" and rows.format == "bf16" else {}
     prefix = f"{family}." if family else ""
     names = [name for name in fitted.stderr if name.startswith(prefix)]
     kept = [at for at, name in enumerate(fitted.values) if name in names]
     stderr = {name.removeprefix(prefix): fitted.stderr[name] for name in names}
     conditions = {name: value for name, value in fitted.values.items() if name not in fitted.stderr}
-    values = {name: value for name, value in curve.model_dump().items() if value is not None} | extra
+    values = {name: value for name, value in curve.model_dump().items() if value is not None}
     triangle = [f"[{', '.join(f'{fitted.covariance[row, col]:.1e}' for col in kept[: at + 1])}]"
                 for at, row in enumerate(kept)]  # fmt: skip
     spans = {name: [float(column.min()), float(column.max())] for name, column in fitted.rows.columns.items()}
@@ -160,14 +145,14 @@ def main(arguments: list[str] | None = None) -> int:
             if median <= LIMIT:
                 fits.append((fitted, rows))
         missed = borrowed(groups)
-        mixed = mixed_steps(options.data, fits)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     for device in sorted({rows.device for rows in groups}):
         own = [pair for pair in fits if pair[1].device == device]
-        lines = document(device, own, missed.get(device, {}), mixed if device in SAME_KERNEL else None)
+        lines = document(device, own, missed.get(device, {}))
         (options.output / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_mixed(options.data, options.output)
     return 0
 
 

@@ -28,25 +28,25 @@ Curve = TypeVar("Curve", GemmCurve, DecodeCurve, PrefillCurve, ExpertCurve)
 
 def gemm_curve(op: Op, efficiency: DeviceEfficiency) -> GemmCurve | None:
     """The curve for a matrix product; None where nothing fits it."""
-    return _pick(efficiency.curves.gemm, op) if op.kind in ("gemm", "lm_head") else None
+    return pick(efficiency.curves.gemm, op) if op.kind in ("gemm", "lm_head") else None
 
 
 def decode_curve(op: Op, efficiency: DeviceEfficiency) -> DecodeCurve | None:
     """The curve for decode attention; None where nothing fits it."""
-    return _pick(efficiency.curves.decode, op) if op.kind == "decode_attention" else None
+    return pick(efficiency.curves.decode, op) if op.kind == "decode_attention" else None
 
 
 def prefill_curve(op: Op, efficiency: DeviceEfficiency) -> PrefillCurve | None:
     """The curve for prefill attention; None where nothing fits it."""
-    return _pick(efficiency.curves.prefill, op) if op.kind == "prefill_attention" else None
+    return pick(efficiency.curves.prefill, op) if op.kind == "prefill_attention" else None
 
 
 def expert_curve(op: Op, efficiency: DeviceEfficiency) -> ExpertCurve | None:
     """The curve for fused experts; None where nothing fits them."""
-    return _pick(efficiency.curves.moe, op) if op.kind == "moe" else None
+    return pick(efficiency.curves.moe, op) if op.kind == "moe" else None
 
 
-def _pick(curves: dict[str, Curve], op: Op) -> Curve | None:
+def pick(curves: dict[str, Curve], op: Op) -> Curve | None:
     """The curve of the op's format, else of the arithmetic it runs in, else of 16-bit numbers, of the same family.
 
     An op without a format (adapters, drafters, indexers) was not measured like the others and has no curve.
@@ -89,11 +89,6 @@ def wide_seconds(op: Op, curve: DecodeCurve, chip: Accelerator) -> float:
     return curve.wide * columns * float(op.tiles) / chip.sm_count
 
 
-def mixed_factor(op: Op, curve: DecodeCurve) -> float:
-    """How much longer decodes take beside prompt chunks: 1 + mixed_reread (query heads per K/V head - 1)."""
-    return 1.0 + curve.mixed_reread * max(0.0, op.heads / float(op.tiles) - 1.0)
-
-
 def decode_ramp(op: Op, curve: DecodeCurve) -> PiecewiseLinear | None:
     """Seconds over the entries that all sequences attend: ramp x / (x + ramp_bytes), x their bytes; linear by pieces.
 
@@ -112,8 +107,8 @@ def prefill_coefficients(op: Op, curve: PrefillCurve, chip: Accelerator) -> tupl
     A pair costs its products and its softmax, which counts as `head_padding` more columns of each head. Where the last
     query rows meet the longest context, one SM per head works alone: as long as `critical_rows` rows against sqrt(2
     pairs), the length of one prompt of so many pairs. Each new token computes `diagonal` pairs that causality masks, of
-    all its query heads, or of `packed` of them per K/V head where these share a tile. Neglected: more than that where
-    chunks have long pasts.
+    all its query heads, or of `packed` of them per K/V head where these share a tile. Neglected: longer contexts than
+    that where chunks have long pasts, apart from kernels that do not split them (`perfsim.cost.mixed`).
     """
     rate = curve.compute * peak_flops(chip, op.dtype)
     head = (op.pair_flops / op.heads + 4.0 * curve.head_padding) / rate

@@ -21,12 +21,12 @@ from perfsim.cost.curves import (
     expert_curve,
     expert_seconds,
     gemm_curve,
-    mixed_factor,
     prefill_curve,
     prefill_seconds,
 )
 from perfsim.cost.device import peak_flops
 from perfsim.cost.estimate import Estimate
+from perfsim.cost.mixed import mixed_kernel, prompts_seconds
 from perfsim.cost.piecewise import PiecewiseLinear
 from perfsim.cost.products import gemm_seconds
 from perfsim.ops.op import Num, Op
@@ -74,10 +74,20 @@ def fitted_seconds(op: Op, accelerator: Accelerator, efficiency: DeviceEfficienc
     if decode is not None:
         ramp = decode_ramp(op, decode)
         filling = ramp(op.sequences * op.context) if ramp is not None else 0.0
-        beside = 1.0 + (mixed_factor(op, decode) - 1.0) * op.mixed
         each = decode_seconds(op, decode, efficiency, accelerator)(op.context)
-        return decode.launch + filling + op.sequences * each * beside
+        alone = decode.launch + filling + op.sequences * each
+        kernel = mixed_kernel(op, efficiency, accelerator)
+        if kernel is None or op.beside is None:
+            return alone
+        alone = alone + kernel.waits(op.sequences, op.longest - op.context)
+        beside = kernel.decodes(op.sequences, op.sequences * op.context, op.longest, op.beside)
+        # Without the prompts it would not be faster than with them.
+        beside = np.maximum(beside, alone - kernel.shared(op.beside))
+        return np.where(np.greater(op.beside.tokens, 0.0), beside, alone)
     if prefill is not None:
+        kernel = mixed_kernel(op, efficiency, accelerator)
+        if kernel is not None:
+            return prompts_seconds(op, prefill, kernel, accelerator)
         return prefill_seconds(op, prefill, accelerator)
     return None if experts is None else expert_seconds(op, experts, accelerator)
 

@@ -41,6 +41,7 @@ from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import ServingPolicy
 
 NO_LORA = (0, 0)
+EQUAL = (0, 0)  # longest contexts where all are equal
 
 
 class DecodeRun(NamedTuple):
@@ -57,18 +58,20 @@ _decode_run = partial(tuple.__new__, DecodeRun)  # twice as fast as calling the 
 class StepModel(Protocol):
     """What a serving engine asks of a cost model; tuples are aligned with the model's attention spans.
 
-    `lora` is (tokens with an adapter, distinct adapters).
+    `lora` is (tokens with an adapter, distinct adapters), `longest` are the longest contexts of a decode and of a
+    prompt chunk, 0 where all are equal.
     """
 
     def step_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
         prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
+        longest: tuple[int, int] = EQUAL,
     ) -> float:  # fmt: skip
         """Duration of one step."""
 
     def decode_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
-        lora: tuple[int, int] = NO_LORA,
+        lora: tuple[int, int] = NO_LORA, longest: int = 0,
     ) -> DecodeRun:  # fmt: skip
         """The longest affine run of at most `limit` decode-only steps; `context` grows by `growth` per step."""
 
@@ -97,14 +100,16 @@ class CompiledSteps:
     def step_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
         prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
+        longest: tuple[int, int] = EQUAL,
     ) -> float:  # fmt: skip
-        gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context, lora)
+        gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context, lora, longest)
         host = self.schedule + self.per_sequence * logits + self.per_token * tokens
         return self.exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
 
     def gpu_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
         prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
+        longest: tuple[int, int] = EQUAL,
     ) -> float:  # fmt: skip
         """Seconds of one step on the GPU, without what data-parallel ranks do together."""
         gpu = self.token_s[tokens] + self.logit_s[logits + tokens - decodes - prefill_tokens]
@@ -116,15 +121,21 @@ class CompiledSteps:
                 mean = attended / decodes
                 piece = bisect_right(curve.x, mean) - 1  # `locate` without a call, as in `gpu_run`
                 value = curve.y[piece] + curve.slopes[piece] * (mean - curve.x[piece])
+                alone = term.count * (term.launch + decodes * value)
+                alone += term.ramp_s if attended >= term.full else term.count * term.ramp.locate(attended)[0]
+                if term.last and decodes >= term.unsplit and longest[0] > mean:
+                    alone += term.last * (longest[0] - mean)
                 if prefill_tokens:
-                    value *= term.mixed
-                gpu += term.count * (term.launch + decodes * value)
-                gpu += term.ramp_s if attended >= term.full else term.count * term.ramp.locate(attended)[0]
+                    chunks = max(1, logits - decodes)
+                    alone = term.beside(
+                        alone, decodes, attended, prefill_tokens, pairs, prefill_context, chunks, longest
+                    )
+                gpu += alone
             for state in self.decode_state:
                 gpu += state.seconds(decodes)
         if prefill_tokens:
             for chunk in self.prefill:
-                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context)
+                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context, max(1, logits - decodes), longest[1])
             for state in self.prefill_state:
                 gpu += state.seconds(prefill_tokens)
         if lora[1]:
@@ -143,9 +154,9 @@ class CompiledSteps:
 
     def decode_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
-        lora: tuple[int, int] = NO_LORA,
+        lora: tuple[int, int] = NO_LORA, longest: int = 0,
     ) -> DecodeRun:  # fmt: skip
-        limit, gpu, slope_s = self.gpu_run(decodes, context, growth, limit)
+        limit, gpu, slope_s = self.gpu_run(decodes, context, growth, limit, longest)
         if lora[1]:
             gpu += self.adapter_seconds(lora)
         host = self.schedule + self.per_sequence * decodes + self.per_token * decodes
@@ -154,7 +165,7 @@ class CompiledSteps:
         return self.behind_host(limit, gpu, slope_s, host)
 
     def gpu_run(
-        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int
+        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int, longest: int = 0
     ) -> tuple[int, float, float]:  # fmt: skip
         """`decode_run` on the GPU, without what data-parallel ranks do together."""
         gpu, slope_s = self.token_s[decodes] + self.logit_s[decodes], 0.0
@@ -171,6 +182,8 @@ class CompiledSteps:
             slope = curve.slopes[piece]
             gpu += count * (term.launch + decodes * (curve.y[piece] + slope * (mean - curve.x[piece])))
             slope_s += count * slope * grows
+            if term.last and decodes >= term.unsplit and longest > mean:
+                gpu += term.last * (longest - mean)  # both grow by one per step
             left = curve.x[piece + 1] * decodes - attended
             if attended >= term.full:
                 gpu += term.ramp_s

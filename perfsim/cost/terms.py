@@ -13,15 +13,15 @@ from perfsim.cost.curves import (
     decode_curve,
     decode_ramp,
     gemm_curve,
-    mixed_factor,
     prefill_coefficients,
     prefill_curve,
 )
 from perfsim.cost.device import peak_flops
+from perfsim.cost.mixed import MixedKernel, mixed_kernel
 from perfsim.cost.piecewise import PiecewiseLinear
 from perfsim.cost.products import Product, gemm_row, product_of
 from perfsim.cost.roofline import coefficients, decode_attention_curve
-from perfsim.ops.op import Driver, Op
+from perfsim.ops.op import Beside, Driver, Op
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.hardware import Node
 
@@ -36,7 +36,8 @@ class DecodeTerm:
     `span` is the only one where an entry per token of one span is attended, else -1: most models need no blending.
     `curve` is per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together, and
     from `full` entries on it is `ramp_s` seconds in all of the layers; without a ramp that is from none. Beside prompt
-    chunks `curve` takes `mixed` times as long.
+    chunks `mixed` replaces all of it, where there is one. From `unsplit` decodes on, they wait `last` seconds for each
+    entry that the longest of them has beyond the mean.
     """
 
     mix: Mix
@@ -47,14 +48,33 @@ class DecodeTerm:
     ramp: PiecewiseLinear
     full: float
     ramp_s: float
-    mixed: float
+    mixed: MixedKernel | None
+    unlimited: bool
+    last: float
+    unsplit: float
+
+    def beside(
+        self, alone: float, decodes: int, attended: float, tokens: int, pairs: tuple[int, ...],
+        entries: tuple[int, ...], chunks: int, longest: tuple[int, int],
+    ) -> float:  # fmt: skip
+        """Seconds that decodes add to `chunks` prompt chunks, in place of the seconds that they take `alone`."""
+        if self.mixed is None:
+            return alone
+        new, read = (sums[self.span] if self.span >= 0 else blend(self.mix, sums) for sums in (pairs, entries))
+        context, own = attended / decodes, read / chunks
+        if self.unlimited:
+            context, own = max(longest[0], context), max(longest[1], own)
+        prompts = Beside(tokens, new, read, own, 0.0)
+        added = self.count * float(self.mixed.decodes(decodes, attended, context, prompts))
+        return max(added, alone - self.count * float(self.mixed.shared(prompts)))
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillTerm:
     """Prefill attention of all layers of one shape: launch + max(compute x pairs, what pairs, entries, tokens move).
 
-    `span` as in a DecodeTerm. On a fitted curve all parts add up, and there is one more: critical x sqrt(2 pairs).
+    `span` as in a DecodeTerm. On a fitted curve all parts add up, and there is one more: critical x sqrt(2 pairs);
+    with `mixed` that times all but the launch and what is moved.
     """
 
     mix: Mix
@@ -67,8 +87,12 @@ class PrefillTerm:
     per_token: float
     critical: float = 0.0
     fitted: bool = False
+    mixed: MixedKernel | None = None
+    unlimited: bool = False
 
-    def seconds(self, tokens: int, pairs: tuple[int, ...], entries: tuple[int, ...]) -> float:
+    def seconds(
+        self, tokens: int, pairs: tuple[int, ...], entries: tuple[int, ...], chunks: int, longest: int
+    ) -> float:
         attended: float
         read: float
         if self.span >= 0:
@@ -76,6 +100,9 @@ class PrefillTerm:
         else:
             attended, read = blend(self.mix, pairs), blend(self.mix, entries)
         moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
+        if self.mixed is not None:
+            context = max(longest, read / chunks) if self.unlimited else read / chunks
+            return self.count * (self.launch + moved + float(self.mixed.prompts(tokens, attended, context)))
         if self.fitted:
             return self.count * (self.launch + self.compute * attended + self.critical * sqrt(2.0 * attended) + moved)
         return self.count * (self.launch + max(self.compute * attended, moved))
@@ -160,10 +187,11 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
             count = op.count + (found[key].count if key in found else 0)
             curve, fitted = decode_attention_curve(op, node.accelerator, device), decode_curve(op, device)
             ramp = NO_RAMP if fitted is None else decode_ramp(op, fitted) or NO_RAMP
-            mixed = 1.0 if fitted is None else mixed_factor(op, fitted)
+            mixed = mixed_kernel(op, device, node.accelerator)
             found[key] = DecodeTerm(
                 op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curve, ramp, ramp.last,
-                count * ramp.y[-1], mixed,
+                count * ramp.y[-1], mixed, op.unlimited, 0.0 if mixed is None else count * mixed.last,
+                0.0 if mixed is None else mixed.unsplit,
             )  # fmt: skip
     return tuple(found.values())
 
@@ -177,14 +205,16 @@ def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[
             launch, compute, bandwidth = coefficients(op, device)
             curve, chip = prefill_curve(op, device), node.accelerator
             per_pair, critical, tile = op.pair_flops / (compute * peak_flops(chip, op.dtype)), 0.0, 0.0
+            kernel = mixed_kernel(op, device, chip)
             if curve is not None:
                 launch, bandwidth = curve.launch, curve.bandwidth
                 per_pair, critical, _, tile = prefill_coefficients(op, curve, chip)
+                tile = tile if kernel is None else 0.0  # which is among its own times
             moved, written = bandwidth * memory.read_bandwidth, bandwidth * memory.write_bandwidth
             per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written + tile
             term = PrefillTerm(
                 op.mix, _only_span(op.mix), op.count, launch, per_pair, op.pair_bytes / moved, op.entry_bytes / moved,
-                per_token, critical, curve is not None,
+                per_token, critical, curve is not None, kernel, op.unlimited,
             )  # fmt: skip
             key = replace(term, count=0)
             found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))

@@ -6,7 +6,7 @@ Every quantity is a float or a NumPy array of floats: the same lowering explains
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,19 @@ OpKind = Literal[
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "broadcast"]
 
 
+class Beside(NamedTuple):
+    """Prompt chunks in the step of a decode kernel: their new tokens, pairs and K/V entries, the `longest` context.
+
+    `pair_flops` are those of one of their pairs.
+    """
+
+    tokens: Num
+    pairs: Num
+    entries: Num
+    longest: Num
+    pair_flops: float
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """`count` equal kernels of one GPU: FLOPs and bytes are of one of them, after sharding.
@@ -29,14 +42,15 @@ class Op:
     they belong to, `adapters` tokens with an adapter and distinct adapters). `part` names the component of the
     breakdown ("": as its kind says). `dtype` is the arithmetic of the matrix units; `active` is 0 where the kernel is
     not launched at all. `mix` are the (index of a span, entries per token) whose weighted sum an attention kernel
-    attends. Decode attention also says how its work splits: over `sequences` of mean attended context `context`, with
-    `sequence_*_bytes` each (prefill: per new token), `entry_bytes` per entry read, and `pair_flops` and `pair_bytes`
-    per attended pair.
+    attends. Attention also says how its work splits: over `sequences` of mean `context` up to `longest` (of prefill the
+    last alone), with `sequence_*_bytes` each (prefill: per new token), `entry_bytes` per entry read, and `pair_flops`
+    and `pair_bytes` per attended pair.
 
     Fitted curves also need: `rows` (of a product; of prefill attention, new tokens) and the `depth` k of a product;
-    `heads` of queries; `mixed`, whether prompt chunks share a decode kernel; `tiles`, what one sequence is split into
-    (K/V heads), or the experts that are picked, each row of which is `pair_flops` and enters with `depth` bytes;
-    `format`, how the weights or the cache are stored ("": no curve was fitted to such an op).
+    `heads` of queries; `beside`, the prompt chunks of the step (of decode attention only); `tiles`, what one sequence
+    is split into (K/V heads), or the experts that are picked, each row of which is `pair_flops` and enters with `depth`
+    bytes; `format`, how the weights or the cache are stored ("": no curve was fitted to such an op); `unlimited`,
+    whether attention reaches all tokens.
     """
 
     kind: OpKind
@@ -50,6 +64,8 @@ class Op:
     active: Num = 1.0
     sequences: Num = 0.0
     context: Num = 0.0
+    longest: Num = 0.0
+    unlimited: bool = False
     mix: tuple[tuple[int, float], ...] = ()
     sequence_read_bytes: float = 0.0
     sequence_write_bytes: float = 0.0
@@ -61,7 +77,7 @@ class Op:
     depth: float = 0.0
     heads: float = 0.0
     tiles: Num = 0.0
-    mixed: Num = 0.0
+    beside: Beside | None = None
     format: str = ""
 
 

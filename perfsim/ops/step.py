@@ -88,8 +88,10 @@ class StepShape:
     `attention_spans(model)`: `decode_context` is the number of tokens attended, summed over the `decode_sequences` (the
     new token included); `prefill_pairs` is the number of (new token, attended token) pairs of all prefill chunks and
     `prefill_context` the number of K/V entries that they read. `group_tokens` counts the new tokens of all
-    data-parallel ranks (None: there is one rank). Each decode sequence brings up to `queries` new tokens: more than one
-    where drafts are verified. `lora_tokens` of the tokens have one of `lora_adapters` distinct adapters.
+    data-parallel ranks (None: there is one rank). `decode_longest` is the longest context that a decode attends and
+    `prefill_longest` the most tokens that a prompt has so far; less than the mean: all are equal. Each decode sequence
+    brings up to `queries` new tokens: more than one where drafts are verified. `lora_tokens` of the tokens have one of
+    `lora_adapters` distinct adapters.
     """
 
     tokens: Num
@@ -103,6 +105,8 @@ class StepShape:
     queries: int = 1
     lora_tokens: Num = 0.0
     lora_adapters: Num = 0.0
+    decode_longest: Num = 0.0
+    prefill_longest: Num = 0.0
 
     @property
     def rows(self) -> Num:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from perfsim.ops.step import FULL, Span
 from perfsim.serving.adapters import AdapterCounts
 from perfsim.serving.request import Request
 from perfsim.serving.window import SpanSum, span_sum
+
+SLACK = 64  # entries of sequences that have left, which a heap may keep whatever its size
 
 
 class DecodeBatch:
@@ -22,7 +24,7 @@ class DecodeBatch:
     accepted = 0  # draft tokens that the next step turns into output: there are none
 
     __slots__ = ("adapters", "block_phase", "block_size", "completions", "context", "size", "step", "tokens",
-                 "windows", "window_sums")  # fmt: skip
+                 "windows", "window_sums", "_by_base")  # fmt: skip
 
     def __init__(self, *, block_size: int, windows: tuple[Span, ...]) -> None:
         self.step = 0
@@ -32,6 +34,7 @@ class DecodeBatch:
         self.block_size = block_size
         self.block_phase = [0] * block_size
         self.completions: list[tuple[int, int, int, Request]] = []  # (last step, admission, stint, request)
+        self._by_base: list[tuple[int, int, int, Request]] = []  # (-base, admission, stint, request)
         self.windows = windows
         self.adapters = AdapterCounts()
         self.window_sums: list[SpanSum] = [span_sum(span) for span in windows if span != FULL]
@@ -50,6 +53,10 @@ class DecodeBatch:
         self.context += request.computed + 1
         self.block_phase[-request.base % self.block_size] += 1
         heappush(self.completions, (request.finish_step, request.order, request.stint, request))
+        heappush(self._by_base, (-request.base, request.order, request.stint, request))
+        if len(self._by_base) > 2 * self.size + SLACK:  # most of them have left
+            self._by_base = [entry for entry in self._by_base if entry[3].decoding and entry[3].stint == entry[2]]
+            heapify(self._by_base)
         for window in self.window_sums:
             window.join(request, step)
 
@@ -76,6 +83,16 @@ class DecodeBatch:
             if request.decoding and request.stint == stint:
                 return request
         return None
+
+    def longest(self) -> int:
+        """The longest context attended in step `step`: all grow alike, so the first among them stays it."""
+        entries = self._by_base
+        while entries:
+            base, _, stint, request = entries[0]
+            if request.decoding and request.stint == stint:
+                return self.step - base + 1
+            heappop(entries)
+        return 0
 
     def computed(self, request: Request) -> int:
         """Computed tokens of a decoding sequence."""

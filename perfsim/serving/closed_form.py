@@ -170,7 +170,8 @@ def _prefill(
         pairs = tuple(group * attended_pairs(chunk, past, span) for span in windows)
         read = tuple(group * context_read(chunk, past, span) for span in windows)
         new, sampled = group * chunk, min(decodes + group, plan.config.max_num_seqs)
-        whole = plan.steps.step_seconds(drafted + new, sampled, decodes, attended, new, pairs, read)
+        longest = 0, past + chunk
+        whole = plan.steps.step_seconds(drafted + new, sampled, decodes, attended, new, pairs, read, longest=longest)
         seconds += (whole - alone) / group
         past += chunk
         chunks += 1

@@ -95,10 +95,11 @@ class Engine(EngineFront):
         lora = NO_LORA if extras is None else extras.lora
         if work.tokens > work.decodes:  # prefill chunks, or drafts
             work.first = self.steps.step_seconds(
-                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, lora
-            )
+                work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, lora,
+                (work.longest, work.longest_prompt),
+            )  # fmt: skip
         else:
-            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, lora)
+            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, lora, work.longest)
             work.count, work.first, work.slope = run
         if extras is not None:
             work.first += extras.load
@@ -264,6 +265,7 @@ class Engine(EngineFront):
             len(self.waiting) + len(self.incoming),
         )  # fmt: skip
         work.running, work.gaps, work.emitted = len(self.running), decodes - len(self.late), decodes + len(emitting)
+        work.longest, work.longest_prompt = batch.longest(), max((request.computed for request, _ in chunks), default=0)
         return self._special(work, chunks) if self.special else work
 
     def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -296,6 +298,7 @@ class Engine(EngineFront):
             len(self.waiting) + len(self.incoming),
         )  # fmt: skip
         work.running, work.gaps, work.emitted = len(self.running), size - len(self.late), size
+        work.longest = batch.longest()
         return self._special(work, ()) if self.special else work
 
     def _special(self, work: Work, chunks: Sequence[tuple[Request, int]]) -> Work:

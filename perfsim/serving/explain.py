@@ -98,6 +98,8 @@ class Explanation:
             queries=self._scenario.policy.queries,
             lora_tokens=columns["lora_tokens"],
             lora_adapters=columns["lora_adapters"],
+            decode_longest=columns["decode_longest"] + middle,
+            prefill_longest=columns["prefill_longest"],
         )
 
     def _count(self, part: Estimate, steps: NDArray[np.float64]) -> None:

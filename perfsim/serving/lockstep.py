@@ -161,12 +161,20 @@ class LockstepGroup:
         host = max(steps.host_seconds(work.tokens, work.logits) for work in works)
         if self._jumps and not any(work.tokens > work.decodes for work in works):
             limit = min(work.count for work in works)
-            limit, gpu, slope = slowest(
-                [DecodeRun(*steps.gpu_run(work.tokens, work.context, work.growth, limit)) for work in works]
-            )
+            runs = (steps.gpu_run(work.tokens, work.context, work.growth, limit, work.longest) for work in works)
+            limit, gpu, slope = slowest([DecodeRun(*run) for run in runs])
             return steps.behind_host(limit, gpu + together, slope, host)
         gpu = max(
-            steps.gpu_seconds(work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read)
+            steps.gpu_seconds(
+                work.tokens,
+                work.logits,
+                work.decodes,
+                work.context,
+                work.prefill,
+                work.pairs,
+                work.read,
+                longest=(work.longest, work.longest_prompt),
+            )
             for work in works
         )
         gpu += together

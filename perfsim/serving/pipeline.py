@@ -117,6 +117,7 @@ class PipelineEngine(EngineFront):
         new = sum(tokens for tokens, _ in chunks)
         context = tuple(sum(span.attended(request.computed) for request in decodes) for span in self.windows)
         pairs, read = prefill_sums(self.windows, chunks)
+        longest = max((request.computed + 1 for request in decodes), default=0)
         for request, tokens in batch:
             request.computed += tokens
         emitting = [request for request, _ in batch if request.computed == request.target]
@@ -126,6 +127,7 @@ class PipelineEngine(EngineFront):
         )  # fmt: skip
         work.running, work.gaps, work.emitted = len(self.running), 0, len(emitting)
         work.kv_blocks = self.kv.total - self.kv.free
+        work.longest, work.longest_prompt = longest, max((new + past for new, past in chunks), default=0)
         self.flights.append(Flight(work, batch, emitting, self._enter(work)))
         return work
 
@@ -136,8 +138,9 @@ class PipelineEngine(EngineFront):
         """Send a batch through the stages, each of which takes one batch at a time; when it leaves the last one."""
         steps = self.rank_steps
         gpu = steps.gpu_seconds(
-            work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read
-        )
+            work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read,
+            longest=(work.longest, work.longest_prompt),
+        )  # fmt: skip
         stage = gpu / self.depth
         host = steps.host_seconds(work.tokens, work.logits)
         work.first = steps.behind_host(1, stage, 0.0, host).first_s

@@ -24,7 +24,7 @@ REQUEST_COLUMNS = (
 SEGMENT_COLUMNS = (
     "start_s", "steps", "first_s", "slope_s", "tokens", "logits", "decode_sequences", "gap_sequences",
     "emitted", "prefill_tokens", "running", "waiting", "kv_blocks",
-    "group_tokens",
+    "group_tokens", "decode_longest", "prefill_longest",
 )  # fmt: skip
 EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s", "held_s")  # zeros where an engine has none of it
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
@@ -128,8 +128,8 @@ class Recorder:
         works, self._works = self._works, []
         rows: Iterable[tuple[float, ...]] = [
             (work.start, work.count, work.first, work.slope, work.tokens, work.logits, work.decodes, work.gaps,
-             work.emitted, work.prefill, work.running, work.waiting, work.kv_blocks, work.group_tokens,
-             *work.context, *work.growth, *work.pairs, *work.read)
+             work.emitted, work.prefill, work.running, work.waiting, work.kv_blocks, work.group_tokens, work.longest,
+             work.longest_prompt, *work.context, *work.growth, *work.pairs, *work.read)
             for work in works
         ]  # fmt: skip
         if works[0].extras is not None:

@@ -189,6 +189,10 @@ class SpeculativeBatch:
         """(attended tokens in step `step`, their growth per step), each per span."""
         return tuple(self._attended), tuple(changes.at(self.step) for changes in self._changes)
 
+    def longest(self) -> int:
+        """0: nobody keeps account of which sequence is the longest, because they grow by different amounts."""
+        return 0
+
     def blocks_in_run(self, count: int) -> int:
         """Blocks taken in the steps after `step` of a run of `count` steps."""
         return sum(self._blocks.at(self.step + offset) for offset in range(1, count))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perfsim.cost.step_model import StepModel
+from perfsim.cost.step_model import NO_LORA, StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
 from perfsim.serving.config import EngineConfig
 from perfsim.serving.front import EngineFront, Hook
@@ -130,10 +130,11 @@ class StepwiseEngine(EngineFront):
     def price(self, work: Work) -> None:
         """The time of one step from the work of every sequence in it."""
         extras = work.extras
-        adapters = () if extras is None or not extras.lora_adapters else (extras.lora,)
+        adapters = NO_LORA if extras is None or not extras.lora_adapters else extras.lora
         work.first = self.steps.step_seconds(
-            work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, *adapters
-        )
+            work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read, adapters,
+            (work.longest, work.longest_prompt),
+        )  # fmt: skip
         work.first += 0.0 if extras is None else extras.load
 
     def _join_ready(self) -> None:
@@ -288,6 +289,9 @@ class StepwiseEngine(EngineFront):
             self.now, 1, sum(tokens for _, tokens in batch), len(batch), len(decodes), new, context, growth, pairs,
             read, len(self.waiting) + len(self.incoming),
         )  # fmt: skip
+        work.longest_prompt = max((request.computed + tokens for request, tokens in prefills), default=0)
+        if self.acceptance is None:  # with drafts nobody keeps account of it
+            work.longest = max((request.computed + 1 for request in decodes), default=0)
         if self.slots is not None:
             adapted = [(request.adapter, tokens) for request, tokens in batch if request.adapter >= 0]
             active = {adapter for adapter, _ in adapted}

@@ -35,6 +35,8 @@ class Work:
     that of a lock-step group, sets times. `waiting` requests were queued when it began; `group_tokens` are the new
     tokens of all data-parallel ranks. For the recorder: `running` requests have a slot, for `gaps` of the decodes
     a step is the time between two tokens, each puts out `emitted` tokens, and `kv_blocks` are in use at the end.
+    `longest` is the longest context that a decode attends in the first step, `longest_prompt` that of a prompt chunk;
+    0 where nobody keeps account of it.
     """
 
     first: float
@@ -45,7 +47,8 @@ class Work:
 
     __slots__ = (
         "context", "count", "decodes", "emitted", "extras", "first", "gaps", "group_tokens", "growth", "kv_blocks",
-        "logits", "pairs", "prefill", "read", "running", "slope", "start", "tokens", "waiting",
+        "logits", "longest", "longest_prompt", "pairs", "prefill", "read", "running", "slope", "start", "tokens",
+        "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +69,7 @@ class Work:
         self.group_tokens = tokens
         self.slope = 0.0
         self.extras: Extras | None = None
+        self.longest = self.longest_prompt = 0
 
     def end(self) -> float:
         """When the last step ends."""

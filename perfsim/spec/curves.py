@@ -55,8 +55,7 @@ class DecodeCurve(Spec):
     time of reading the context. `ramp` is what reading adds while too few bytes are in flight to fill all SMs, half of
     it at `ramp_bytes` of all sequences together. `compute`: of the dense peak, for kernels that it can bind (latent
     attention); None is `decode_attention_compute`. `wide` is what one SM needs to expand one column of an entry
-    of 8-bit K and V beyond the 128th of a head. Where prompt chunks are in the same kernel, each further query head of
-    a K/V head repeats the share `mixed_reread` of its reads.
+    of 8-bit K and V beyond the 128th of a head.
     """
 
     launch: Seconds
@@ -65,7 +64,6 @@ class DecodeCurve(Spec):
     sharpness: float = Field(default=2.0, ge=1, le=16)
     ramp: Seconds = 0.0
     ramp_bytes: float = Field(default=1e6, gt=0)
-    mixed_reread: Amount = 0.0
     compute: Fraction | None = None
     wide: Seconds = 0.0
 
@@ -88,6 +86,20 @@ class PrefillCurve(Spec):
     kv_tile: Seconds = 0.0
     diagonal: Amount = 0.0
     packed: float = Field(default=1.0, ge=1)
+
+
+class MixedCurve(Spec):
+    """Steps with prompt chunks on kernels that do not split a context: see `perfsim.cost.mixed`.
+
+    A tile takes the time of `rows` query rows, however few it has. At the end SMs idle for the share `tail` of the
+    longest decode's tile. `empty` is one SM's time for a tile without rows: every sequence gets as many as the longest
+    chunk. Decodes alone wait for the share `last` of what the longest of them has beyond the mean.
+    """
+
+    rows: float = Field(gt=0)
+    tail: Amount = 0.0
+    empty: Seconds = 0.0
+    last: Amount = 0.0
 
 
 class ExpertCurve(Spec):
@@ -147,6 +159,7 @@ class OperatorCurves(Spec):
     gemm: dict[str, GemmCurve] = Field(default_factory=dict)
     decode: dict[str, DecodeCurve] = Field(default_factory=dict)
     prefill: dict[str, PrefillCurve] = Field(default_factory=dict)
+    mixed: dict[str, MixedCurve] = Field(default_factory=dict)
     moe: dict[str, ExpertCurve] = Field(default_factory=dict)
     collective: dict[str, LinkCurve] = Field(default_factory=dict)
     stream: dict[str, StreamCurve] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from perfsim.spec.curves import (
     ExpertCurve,
     GemmCurve,
     LinkCurve,
+    MixedCurve,
     OperatorCurves,
     PrefillCurve,
     StreamCurve,
@@ -65,6 +66,12 @@ class FittedPrefill(CurveFit):
     curve: PrefillCurve
 
 
+class FittedMixed(CurveFit):
+    """A curve of attention in steps with prompt chunks."""
+
+    curve: MixedCurve
+
+
 class FittedExperts(CurveFit):
     """A curve of fused experts."""
 
@@ -89,6 +96,7 @@ class BackendCurves(Spec):
     gemm: dict[str, FittedGemm] = Field(default_factory=dict)
     decode: dict[str, FittedDecode] = Field(default_factory=dict)
     prefill: dict[str, FittedPrefill] = Field(default_factory=dict)
+    mixed: dict[str, FittedMixed] = Field(default_factory=dict)
     moe: dict[str, FittedExperts] = Field(default_factory=dict)
     collective: dict[str, FittedLink] = Field(default_factory=dict)
     stream: dict[str, FittedStream] = Field(default_factory=dict)

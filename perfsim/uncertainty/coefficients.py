@@ -14,10 +14,11 @@ from perfsim.spec.calibration import Calibration, DeviceEfficiency
 from perfsim.spec.uncertainty import KINDS, OperatorKind
 
 # What a coefficient is, by the name of its field without the kind of operator; all others are shapes and stay.
-TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds", "wide", "kv_tile", "column"))
+TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds", "wide", "kv_tile", "column", "empty"))
 RATES = frozenset(("bandwidth", "compute", "quantise_bandwidth"))
 KIND_OF_CURVES: dict[str, OperatorKind] = {
     "gemm": "gemm", "moe": "moe", "prefill": "prefill_attention", "decode": "decode_attention",
+    "mixed": "decode_attention",  # whose tiles take the time of prefill attention, so that both factors reach them
     "collective": "collective", "stream": "elementwise",
 }  # fmt: skip
 HOST_TIMES = ("step_host", "schedule_host", "sequence_host", "token_host", "ingress", "egress")

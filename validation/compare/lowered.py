@@ -16,12 +16,10 @@ from perfsim.ops.step import FULL, Span, StepShape, attention_spans
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import LayerGroup, ModelArch
-from perfsim.spec.operators_file import load_operators
 from validation.compare import facts
 from validation.compare.facts import InexpressibleError
 from validation.compare.plans import ENGINES
 from validation.compare.table import Table
-from validation.ops.predict import CALIBRATION
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -40,28 +38,9 @@ def calibration(accelerator: str, engine: str) -> Calibration:
     return find_calibration(accelerator=accelerator, engine=engine)
 
 
-# Cards whose attention was timed, where simulations use no curve of it: those of the same kernel, FlashAttention-2, on
-# the nearest relative.
-SAME_KERNEL = {"rtx-4090-24gb": "l40s-48gb"}
-
-
-@cache
-def attention_calibration(accelerator: str, engine: str) -> Calibration:
-    """As `calibration`, with curves of attention where simulations have none (`SAME_KERNEL`)."""
-    found = calibration(accelerator, engine)
-    if found.device.curves.decode or accelerator not in SAME_KERNEL:
-        return found
-    curves = load_operators(CALIBRATION, device=SAME_KERNEL[accelerator], engine=engine, borrowed=True)
-    own = found.device.curves.model_copy(update={"decode": curves.decode, "prefill": curves.prefill})
-    return found.model_copy(update={"device": found.device.model_copy(update={"curves": own})})
-
-
-def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm", attention: bool = False) -> Any:
-    """Time of all `ops` one after the other on a device of the catalogue, by an engine's kernels.
-
-    `attention`: they are attention kernels, timed on cards for which simulations have no curve of them.
-    """
-    found = (attention_calibration if attention else calibration)(accelerator, ENGINES.get(engine, engine))
+def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm") -> Any:
+    """Time of all `ops` one after the other on a device of the catalogue, by an engine's kernels."""
+    found = calibration(accelerator, ENGINES.get(engine, engine))
     chip = facts.accelerator(accelerator)
     return sum(op_estimate(op, chip, found.device, found.power).seconds for op in ops)
 

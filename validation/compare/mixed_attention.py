@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,14 @@ def compare_skewed(table: Table) -> tuple[Table, Outcome]:
     """`n` decodes at the mean length, at the long one, and `nb` long ones among short ones."""
     count, long, chunk, past = (table.numbers(name) for name in ("n", "nb", "pc", "kp"))
     short, most, mean = (table.numbers(name) for name in ("kvs", "kv_big", "kv_mean"))
-    contexts = {"t_mean_us": mean, "t_max_us": most, "t_skew_us": (long * most + (count - long) * short) / count}
+    unequal = (long * most + (count - long) * short) / count
+    contexts = {"t_mean_us": (mean, mean), "t_max_us": (most, most), "t_skew_us": (unequal, most)}
     found: Outcome | None = None
-    for name, context in contexts.items():
+    for name, (context, longest) in contexts.items():
 
-        def predict(values: Any, rows: Rows, context: Floats = context) -> Floats:
-            return SKEWED_ITERATIONS * _batch(values, chunk[rows], past[rows], count[rows], context[rows])
+        def predict(values: Any, rows: Rows, context: Floats = context, longest: Floats = longest) -> Floats:
+            sizes = chunk[rows], past[rows], count[rows], context[rows]
+            return SKEWED_ITERATIONS * _batch(values, *sizes, longest=longest[rows])
 
         _, outcome = compare_kernels(table, ("hardware", "model", "tp"), predict, name=name)
         found = outcome if found is None else merged(found, outcome)
@@ -83,19 +86,25 @@ def compare_frontier(table: Table) -> tuple[Table, Outcome]:
         else:
             step = prefills(model, sequences=batch[rows], new=chunk[rows], past=past[rows])
         ops = attention_kernels(model, step, kinds=[op.replace("attn_", "") + "_attention"], tp=tp)
-        return np.asarray(seconds(ops, accelerator=accelerator, attention=True))
+        return np.asarray(seconds(ops, accelerator=accelerator))
 
     keys = ("gpu", "op", "n_embd", "n_q_head", "n_kv_head", "num_tensor_parallel_workers")
     return compare_kernels(table, keys, predict, name="time_us")
 
 
-def _batch(values: Any, chunk: Floats, past: Floats, count: Floats, context: Floats) -> Floats:
-    """Attention of one layer on one shard: `count` decodes beside a chunk of new tokens after `past` ones."""
+def _batch(
+    values: Any, chunk: Floats, past: Floats, count: Floats, context: Floats, *, longest: Floats | None = None
+) -> Floats:
+    """Attention of one layer on one shard: `count` decodes beside a chunk of new tokens after `past` ones.
+
+    `context` is the mean of the decodes', of which `longest` is the longest.
+    """
     hardware, name, tp = values
     accelerator, model = facts.device(hardware), facts.arch(facts.model(name))
     step = joined(
         decodes(model, sequences=count, context=context),
         prefills(model, sequences=np.minimum(chunk, 1.0), new=chunk, past=past),
     )
+    step = replace(step, decode_longest=context if longest is None else longest)
     ops = attention_kernels(model, step, kinds=KINDS, tp=int(tp))
-    return np.asarray(seconds(ops, accelerator=accelerator, attention=True))
+    return np.asarray(seconds(ops, accelerator=accelerator))
