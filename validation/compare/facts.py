@@ -100,6 +100,15 @@ def version_of(engine: str, version: str | None) -> dict[str, Any]:
     return _choices(found)
 
 
+def check_plan(row: Mapping[str, Any], *, engine: str) -> None:
+    """InexpressibleError where the plans of the sweep that a row is from were not recorded, whatever is stated."""
+    own = {"engine": engine, "mode": row["mode"], "system": str(row["system"]).partition("_")[0],
+           "date": str(row.get("measured"))}  # fmt: skip
+    for sweep in facts("unrecorded_plans")["sweeps"]:
+        if all(own[key] == str(value) for key, value in sweep.items()):
+            raise InexpressibleError("plan not published: the sizes of this sweep are placeholders")
+
+
 def check_drafts(row: Mapping[str, Any], *, engine: str) -> None:
     """InexpressibleError where runs of the sweep that a row is from drafted tokens, or may have."""
     known = facts("drafted_sweeps")

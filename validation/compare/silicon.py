@@ -83,6 +83,7 @@ def question_of(row: Row) -> Ask:
     isl, osl = (plans.count(row, name, reason="load not published: no lengths") for name in ("isl", "osl"))
     engine = plans.engine(row["backend"])
     facts.check_drafts(row, engine=engine)
+    facts.check_plan(row, engine=engine)
     model, accelerator = facts.model(row["model_path"]), facts.device(row["system"])
     exported = str(row.get("origin") or "").startswith("inferencex")
     if row["mode"] not in MODES:
