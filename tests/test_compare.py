@@ -50,7 +50,8 @@ def test_runs_by_stage(stages):
     }  # fmt: skip
     assert set(found["metrics"]) == {"e2e_mean_ms", "e2e_p99_ms", "tpot_derived_ms", "ttft_mean_ms"}
     assert found["metrics"]["tpot_derived_ms"]["n"] == 3
-    assert found["metrics"]["tpot_derived_ms"]["mape_mean"] < 0.3
+    light = 1e3 * 2 * (8.03e9 - 128_256 * 4096) / 3.35e12  # every weight but the embedding is read in each step
+    assert light < 8.0 * (1 + found["metrics"]["tpot_derived_ms"]["bias"]) < 1.7 * light
     groups = found["groups"]
     assert set(groups["stage_index"]) == {"-1", "0", "1"}
     assert groups["overloaded"]["false"]["ttft_mean_ms"]["n"] == 3
