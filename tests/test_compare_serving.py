@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from validation.compare import facts
 from validation.compare.cli import compare
 from validation.compare.runs import STATISTICS
 
@@ -113,6 +114,14 @@ def test_closed_loops_and_their_reasons(tmp_path):
     # Of 32.8e9 weights each of two GPUs reads half, in 8 bits; prompts of new requests come on top.
     light = 1e3 * 32e9 / 2 / 3.35e12
     assert light < 13.0 * (1 + found["groups"]["mode"]["agg"]["silicon_tpot_ms"]["bias"]) < 3 * light
+
+
+def test_plans_of_a_sweep_that_recorded_none_are_not_believed():
+    sweep = {"mode": "disagg", "system": "gb200", "measured": "2025-12-21"}
+    facts.check_plan(sample(**sweep), engine="vllm")
+    facts.check_plan(sample(**{**sweep, "measured": "2026-02-08"}), engine="sglang")
+    with pytest.raises(facts.InexpressibleError, match="placeholders"):
+        facts.check_plan(sample(**sweep), engine="sglang")
 
 
 def point(**changes: object) -> dict[str, object]:
