@@ -36,7 +36,7 @@ from perfsim.spec.curves import (
     PrefillCurve,
 )
 from perfsim.spec.load import find_calibration
-from perfsim.spec.model import ModelArch
+from perfsim.spec.model import MixtureOfExperts, ModelArch
 
 GPUS = ("h100-80gb-sxm", "l40s-48gb", "b200-180gb-sxm")
 MODELS = ("llama-3.1-8b-instruct", "qwen3-30b-a3b", "deepseek-v2-lite", "google--gemma-4-26B-A4B")
@@ -221,11 +221,16 @@ def test_the_fit_and_the_cost_model_agree_on_attention(window: float) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1.0, 64.0, 4096.0])
-def test_the_fit_and_the_cost_model_agree_on_experts(tokens: float) -> None:
-    model = catalog.model("qwen3-30b-a3b")
-    group = model.layers[0]
+@pytest.mark.parametrize(("name", "sizes"), [
+    ("qwen3-30b-a3b", {"hidden": 2048, "inter": 768, "top": 8, "experts": 128}),
+    ("nvidia--NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"hidden": 2688, "inter": 1856, "top": 6, "experts": 128}),
+])  # fmt: skip
+def test_the_fit_and_the_cost_model_agree_on_experts(name: str, sizes: dict[str, int], tokens: float) -> None:
+    """With a gate (three matrices) and without one (two)."""
+    model = catalog.model(name)
+    group = next(layers for layers in model.layers if isinstance(layers.mlp, MixtureOfExperts))
     step = StepShape(tokens, 0.0, 0.0, (0.0,), 0.0, (0.0,), (0.0,))
-    columns = {"hidden": 2048, "inter": 768, "top": 8, "experts": 128, "ranks": 1, "tokens": tokens, "skew": 1.0}
+    columns = {**sizes, "ranks": 1, "tokens": tokens, "skew": 1.0}
     rows = measured("moe", "bf16", {name: [float(value)] for name, value in columns.items()})
     shape = form(rows)
     values = without_cache(shape)

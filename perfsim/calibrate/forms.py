@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from perfsim.calibrate.routing import IDLE_PASSES, largest_share
+from perfsim.calibrate.routing import GATED_VERSION, IDLE_PASSES, UNGATED, largest_share
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.collective import FAMILIES, filling, scaled
@@ -211,7 +211,7 @@ def _moved(rows: Rows) -> tuple[Array, Array]:
         return moved, 0.0 * moved
     if rows.kind == "moe":
         touched = np.minimum(c["experts"], c["top"] * c["tokens"]) / c["ranks"]
-        return touched * 3 * c["hidden"] * c["inter"] * WEIGHT_BYTES[rows.format], touched
+        return touched * _matrices(rows) * c["hidden"] * c["inter"] * WEIGHT_BYTES[rows.format], touched
     return c["sequences"] * (c["new"] * c["query"] * ACTIVATION + _attended(rows)[1] * _entry(rows)), 0.0 * c["new"]
 
 
@@ -304,9 +304,9 @@ def _experts(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Arra
     c = rows.columns
     touched = _distinct(rows, values["popularity"])
     routed = c["tokens"] * c["top"] * _share(rows)
-    expert = 3 * c["hidden"] * c["inter"]
+    expert = _matrices(rows) * c["hidden"] * c["inter"]
     moved = touched * expert * WEIGHT_BYTES[rows.format]
-    moved = moved + routed * (c["hidden"] + 3 * c["inter"]) * ACTIVATION
+    moved = moved + routed * (c["hidden"] + _matrices(rows) * c["inter"]) * ACTIVATION
     moved = moved + c["tokens"] * c["hidden"] * ACTIVATION / c["ranks"]
     memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip)
     rate = values["compute"] * peak_flops(chip, ARITHMETIC.get(rows.format, "bf16"))
@@ -314,6 +314,15 @@ def _experts(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Arra
     idle = c["tokens"] * (1.0 - 1.0 / c["ranks"]) * IDLE_PASSES.get(rows.backend, 0.0)
     sorting = (routed * values["passes"] + idle) * c["hidden"] * ACTIVATION / chip.memory.read_bandwidth
     return np.asarray(values["launch"] + sorting + blended(memory, compute, values["sharpness"]))
+
+
+def _matrices(rows: Rows) -> Array:
+    """Matrices of one expert: gate, up and down, or without the gate."""
+    c = rows.columns
+    if rows.version == GATED_VERSION:
+        return np.full(len(rows), 3.0)
+    known = [(c["hidden"] == h) & (c["experts"] == experts) & (c["top"] == top) for h, experts, top in UNGATED]
+    return np.where(np.logical_or.reduce(known), 2.0, 3.0)
 
 
 def _share(rows: Rows) -> Array:

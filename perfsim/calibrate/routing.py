@@ -15,6 +15,13 @@ LEAST_LOAD, MOST_LOAD = 1.0, 0.8  # of the power law: rows of an expert, and the
 # and adds up all of them. Eight describe ranks with equal loads best on H100, L40S and B200; TensorRT-LLM has none.
 IDLE_PASSES = {"vllm": 8.0}
 
+# (hidden, experts, picked per token) of models whose experts have no gate, so two matrices instead of three: NVIDIA's
+# Nemotron 3 Nano and Ultra, "relu2" in their config.json (Ultra's experts work on a latent of 2,048). The source names
+# kernels without a gate for TensorRT-LLM only. Curves fitted without these rows predict vLLM's within a few percent
+# for two matrices, on every device but the one that was timed under vLLM 0.14, which is right for three.
+UNGATED = ((2688.0, 128.0, 6.0), (2048.0, 512.0, 22.0))
+GATED_VERSION = "0.14.0"
+
 
 @cache
 def largest_share(experts: int, ranks: int, exponent: float, tokens: float) -> float:
