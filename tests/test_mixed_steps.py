@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_run import synthetic
 
+from perfsim.calibrate.mixed_file import with_section
 from perfsim.cost.roofline import op_estimate
 from perfsim.ops.op import Op
 from perfsim.ops.step import StepShape
@@ -17,6 +20,9 @@ from perfsim.serving.batch import DecodeBatch
 from perfsim.serving.request import Request
 from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
+from perfsim.spec.operators_file import FOLDER
+from perfsim.spec.yaml import load_yaml
+from validation.ops.predict import CALIBRATION
 
 CARD = "rtx-pro-6000-blackwell-96gb"
 MODEL = catalog.model("llama-3.1-8b-instruct")  # 32 query and 8 K/V heads
@@ -67,6 +73,17 @@ def test_fast_and_stepwise_agree_where_the_longest_counts() -> None:
     assert fast.simulation["steps"] == slow.simulation["steps"]
     for path in ("ttft.mean", "tpot.mean", "e2e.p99", "makespan_s"):
         assert slow.value(path) == pytest.approx(fast.value(path), rel=1e-9), path
+
+
+def test_a_section_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path: Path) -> None:
+    path, other = CALIBRATION / FOLDER / f"{CARD}.yaml", tmp_path / "other.yaml"
+    text = path.read_text(encoding="utf-8")
+    other.write_text(with_section(text, ["    mixed: {}"]), encoding="utf-8")
+    before, after = load_yaml(path), load_yaml(other)
+    assert before["backends"]["vllm"].pop("mixed")
+    assert after["backends"]["vllm"].pop("mixed") == {}
+    assert before == after
+    assert with_section(text, ["    mixed: {}"]).count("# mixed:") == text.count("# mixed:") == 1
 
 
 @settings(max_examples=50, deadline=None)
