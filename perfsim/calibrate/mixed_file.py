@@ -6,6 +6,7 @@ Files of GPUs that run the same kernel get a section `mixed`; the RTX 4090, whic
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,15 +110,16 @@ def write(folder: Path, output: Path) -> None:
     """Fit mixed steps on the curves in `output` and write the results there."""
     kernels = {device: _curves(output, device) for device in (DEVICE, NEAREST)}
     found = fit_mixed(folder, *kernels[DEVICE])
-    last, variance, median, p90 = fit_last(folder, found.curve, *kernels[DEVICE], DEVICE).tolist()
+    last, variance, median, p90, digest = fit_last(folder, found.curve, *kernels[DEVICE], DEVICE)
     curve = found.curve.model_copy(update={"last": last})
-    # Fitted to another table, so that `last` has no covariance with the others.
+    # Fitted to another table, so that `last` has no covariance with the others; the digest is of both tables' rows.
+    digest = hashlib.sha256(f"{found.digest} {digest}".encode()).hexdigest()
     size = len(found.covariance)
     together = np.zeros((size + 1, size + 1))
     together[:size, :size], together[size, size] = found.covariance, variance
     stderr = {**found.stderr, "last": last * variance**0.5}
     unequal = {"unequal_median": median, "unequal_p90": p90}
-    entry = Entry(curve, found.rows, found.digest, found.errors, stderr, together, unequal, found.ranges)
+    entry = Entry(curve, found.rows, digest, found.errors, stderr, together, unequal, found.ranges)
     for device in sorted(SAME_KERNEL):
         path = output / f"{device}.yaml"
         path.write_text(with_section(path.read_text(encoding="utf-8"), list(entry.lines("mixed"))), encoding="utf-8")

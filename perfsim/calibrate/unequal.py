@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,11 +41,18 @@ def waits(
     return measured, alone, each, group, out
 
 
-def fit_last(folder: Path, curve: MixedCurve, decode: DecodeCurve, prefill: PrefillCurve, device: str) -> Array:
-    """(`last`, the variance of its logarithm, median and p90 of errors on the half of shapes that was not fitted).
+class Last(NamedTuple):
+    """`last`, the variance of its logarithm, median and p90 of errors on the half not fitted, SHA-256 of the rows."""
 
-    Errors are relative to measured times of equal contexts, so that they tell the wait alone.
-    """
+    last: float
+    variance: float
+    median: float
+    p90: float
+    digest: str
+
+
+def fit_last(folder: Path, curve: MixedCurve, decode: DecodeCurve, prefill: PrefillCurve, device: str) -> Last:
+    """`last` from the measured times of equal contexts, so that it tells the wait alone."""
     from scipy.optimize import least_squares
 
     measured, alone, each, group, out = waits(folder, curve, decode, prefill, device)
@@ -56,4 +65,9 @@ def fit_last(folder: Path, curve: MixedCurve, decode: DecodeCurve, prefill: Pref
     found = least_squares(errors, [start], bounds=([low], [high]), loss="soft_l1", f_scale=SOFT, args=(~out,))
     missed = np.abs(np.expm1(errors(found.x, out)))
     variance = sandwich(found.jac, found.fun, group[~out])[0, 0]
-    return np.array([np.exp(found.x[0]), variance, np.median(missed), np.quantile(missed, 0.9)])
+    columns = (part[~out].tolist() for part in (group, alone, measured))
+    lines = sorted(repr(row) for row in zip(*columns, strict=True))
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return Last(
+        float(np.exp(found.x[0])), float(variance), float(np.median(missed)), float(np.quantile(missed, 0.9)), digest
+    )
