@@ -88,7 +88,7 @@ def test_chunks_of_a_prompt_follow_each_other_through_the_stages():
     stages = np.concatenate(four.steps)[:, 0]
     assert len(stages) == len(np.concatenate(one.steps)) == 16
     steps = compiled("recurrent", config)
-    host = steps.exposed + steps.host_seconds(250, 1)  # what only the first stage waits for
+    host = steps.exposed_seconds(1) + steps.host_seconds(250)  # what only the first stage waits for
     rest = column(four, "finish_s")[0] - 0.002 - stages.sum()
     assert rest == pytest.approx(3 * (stages[-1] - host), rel=1e-6)
     assert column(four, "finish_s")[0] < column(one, "finish_s")[0]

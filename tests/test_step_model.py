@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import pytest
 from batches import Chunks, batch_shape, decode_knots
 from hypothesis import example, given, settings
@@ -201,3 +202,26 @@ def test_runs_are_exact_on_any_curve_that_loads(
     for step in (0, run.max_steps // 2, run.max_steps - 1):
         alone = steps.step_seconds(decodes, decodes, decodes, (start + step * decodes,), 0, (0,), (0,))
         assert run.first_s + step * run.slope_s == pytest.approx(alone, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("lag", [False, True])
+def test_the_gpu_waits_for_the_host_time_of_sequences_and_hides_that_of_tokens(lag: bool) -> None:
+    model, node = catalog.model("llama-3.1-8b"), catalog.node("h100-80gb-sxm")
+    packaged = find_calibration(accelerator=node.accelerator.name, engine="vllm")
+
+    def seconds(**host: float) -> tuple[float, float]:
+        calibration = packaged.model_copy(update={"engine": packaged.engine.model_copy(update=host)})
+        steps = compile_steps(
+            model=model, node=node, tp=1, calibration=calibration, max_num_batched_tokens=64, max_num_seqs=64,
+            async_scheduling=lag,
+        )  # fmt: skip
+        context = (64_000,)
+        return (
+            steps.decode_run(64, context, (64,), 1).first_s,
+            steps.step_seconds(64, 64, 64, context, 0, (0,), (0,)),
+        )
+
+    plain = seconds(schedule_host=0.0)
+    np.testing.assert_allclose(seconds(schedule_host=0.0, sequence_host=1e-5), np.add(plain, 64e-5), rtol=1e-9)
+    hidden = 0.0 if lag else 64e-6
+    np.testing.assert_allclose(seconds(schedule_host=0.0, token_host=1e-6), np.add(plain, hidden), rtol=1e-9)

@@ -67,8 +67,8 @@ def gpu_parts(
 def host_parts(step: StepShape, calibration: Calibration) -> tuple[Estimate, Estimate]:
     """(scheduler time, which may hide behind the GPU; time the GPU waits for in every step)."""
     engine = calibration.engine
-    schedule = engine.schedule_host + engine.sequence_host * step.logits + engine.token_host * step.tokens
-    return _host(schedule, "scheduler"), _host(engine.step_host + 0.0 * step.tokens, "host")
+    exposed = engine.step_host + engine.sequence_host * step.logits + 0.0 * step.tokens
+    return _host(engine.schedule_host + engine.token_host * step.tokens, "scheduler"), _host(exposed, "host")
 
 
 def _host(seconds: Num, name: str) -> Estimate:

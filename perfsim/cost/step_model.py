@@ -103,8 +103,8 @@ class CompiledSteps:
         longest: tuple[int, int] = EQUAL,
     ) -> float:  # fmt: skip
         gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context, lora, longest)
-        host = self.schedule + self.per_sequence * logits + self.per_token * tokens
-        return self.exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
+        host, exposed = self.host_seconds(tokens), self.exposed_seconds(logits)
+        return exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
 
     def gpu_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
@@ -148,9 +148,13 @@ class CompiledSteps:
         """Seconds of the kernels of `lora`: (tokens with an adapter, distinct adapters)."""
         return sum(term.seconds(*lora) for term in self.adapters)
 
-    def host_seconds(self, tokens: int, logits: int) -> float:
+    def host_seconds(self, tokens: int) -> float:
         """Seconds of the scheduler for one step."""
-        return self.schedule + self.per_sequence * logits + self.per_token * tokens
+        return self.schedule + self.per_token * tokens
+
+    def exposed_seconds(self, logits: int) -> float:
+        """Seconds of the host that the GPU waits for in one step."""
+        return self.exposed + self.per_sequence * logits
 
     def decode_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
@@ -159,10 +163,10 @@ class CompiledSteps:
         limit, gpu, slope_s = self.gpu_run(decodes, context, growth, limit, longest)
         if lora[1]:
             gpu += self.adapter_seconds(lora)
-        host = self.schedule + self.per_sequence * decodes + self.per_token * decodes
+        host, exposed = self.schedule + self.per_token * decodes, self.exposed + self.per_sequence * decodes
         if self.async_scheduling and gpu >= host:  # the usual case of `behind_host`
-            return _decode_run((limit, self.exposed + gpu, slope_s))
-        return self.behind_host(limit, gpu, slope_s, host)
+            return _decode_run((limit, exposed + gpu, slope_s))
+        return self.behind_host(limit, gpu, slope_s, host, exposed)
 
     def gpu_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int, longest: int = 0
@@ -200,15 +204,18 @@ class CompiledSteps:
             gpu += expansion.seconds(decodes)
         return limit, gpu, slope_s
 
-    def behind_host(self, limit: int, gpu: float, slope_s: float, host: float) -> DecodeRun:
-        """A run on the GPU with the scheduler's time: hidden behind it under async scheduling, in front of it else."""
+    def behind_host(self, limit: int, gpu: float, slope_s: float, host: float, exposed: float) -> DecodeRun:
+        """A run on the GPU with the scheduler's time: hidden behind it under async scheduling, in front of it else.
+
+        The GPU waits for the `exposed` seconds either way.
+        """
         if not self.async_scheduling:
-            return DecodeRun(limit, self.exposed + gpu + host, slope_s)
+            return DecodeRun(limit, exposed + gpu + host, slope_s)
         if gpu >= host:
-            return DecodeRun(limit, self.exposed + gpu, slope_s)
+            return DecodeRun(limit, exposed + gpu, slope_s)
         if slope_s > 0.0 and (host - gpu) < slope_s * limit:  # the GPU overtakes the scheduler within this run
             limit = min(limit, int((host - gpu) / slope_s) + 1)
-        return DecodeRun(limit, self.exposed + host, 0.0)
+        return DecodeRun(limit, exposed + host, 0.0)
 
 
 def compile_steps(

@@ -158,12 +158,13 @@ class LockstepGroup:
     def _price(self, works: list[Work], tokens: int) -> DecodeRun:
         """The slowest rank's own part, the experts of all `tokens`, the slowest scheduler."""
         steps, together = self.steps, self.steps.group_s[tokens]
-        host = max(steps.host_seconds(work.tokens, work.logits) for work in works)
+        host = max(steps.host_seconds(work.tokens) for work in works)
+        exposed = max(steps.exposed_seconds(work.logits) for work in works)
         if self._jumps and not any(work.tokens > work.decodes for work in works):
             limit = min(work.count for work in works)
             runs = (steps.gpu_run(work.tokens, work.context, work.growth, limit, work.longest) for work in works)
             limit, gpu, slope = slowest([DecodeRun(*run) for run in runs])
-            return steps.behind_host(limit, gpu + together, slope, host)
+            return steps.behind_host(limit, gpu + together, slope, host, exposed)
         gpu = max(
             steps.gpu_seconds(
                 work.tokens,
@@ -178,7 +179,7 @@ class LockstepGroup:
             for work in works
         )
         gpu += together
-        return DecodeRun(1, steps.exposed + (max(gpu, host) if steps.async_scheduling else gpu + host), 0.0)
+        return DecodeRun(1, exposed + (max(gpu, host) if steps.async_scheduling else gpu + host), 0.0)
 
 
 def slowest(runs: Sequence[DecodeRun]) -> DecodeRun:

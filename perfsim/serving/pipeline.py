@@ -142,8 +142,8 @@ class PipelineEngine(EngineFront):
             longest=(work.longest, work.longest_prompt),
         )  # fmt: skip
         stage = gpu / self.depth
-        host = steps.host_seconds(work.tokens, work.logits)
-        work.first = steps.behind_host(1, stage, 0.0, host).first_s
+        host, exposed = steps.host_seconds(work.tokens), steps.exposed_seconds(work.logits)
+        work.first = steps.behind_host(1, stage, 0.0, host, exposed).first_s
         work.start = max(self.now, self.stage_free[0])
         at = self.stage_free[0] = work.start + work.first
         for index in range(1, self.depth):

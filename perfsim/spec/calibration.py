@@ -58,8 +58,8 @@ class DeviceEfficiency(Spec):
 class EngineProfile(Spec):
     """What the serving engine adds to the kernels, by engine and version family.
 
-    `step_host` is host time that the GPU waits for in every step. `schedule_host`, plus `sequence_host` per sequence
-    and `token_host` per token, is scheduler time: hidden behind the GPU under async scheduling (the longer of the two
+    `step_host`, plus `sequence_host` per sequence, is host time that the GPU waits for in every step. `schedule_host`,
+    plus `token_host` per token, is scheduler time: hidden behind the GPU under async scheduling (the longer of the two
     counts), added to it otherwise. `sampling_passes` is how many times the sampler streams the fp32 logits of one
     sequence through HBM, in `sampling_kernels` kernels per step, where it has to sort them (top-p), and
     `plain_sampling_passes` (None: as many), in one kernel, where it has not. `ingress` and `egress` are client-side:

@@ -20,10 +20,11 @@ UNCERTAINTY = "uncertainty.yaml"  # in the folder of the coefficients
 
 
 class EngineAlias(Spec):
-    """An engine that uses the profile of another; `note` says what is known about the difference."""
+    """An engine that uses the profile of another but for `values`; `note` says what is known about the difference."""
 
     profile: str
     note: str
+    values: dict[str, float] = Field(default_factory=dict)
 
 
 class CalibrationFile(Spec):
@@ -62,7 +63,11 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
         raise InputError(f"{path}: '{accelerator}' borrows from '{owner}', which has no coefficients")
     measured = (path.parent / FOLDER / f"{accelerator}.yaml").is_file()
     source = accelerator if measured else owner
-    profile = content.engines[name].model_copy(update={"name": engine})  # so that a saved scenario asks for it again
+    profile = validated(
+        EngineProfile,
+        # The engine's own name, so that a saved scenario asks for it again.
+        {**content.engines[name].model_dump(), **(alias.values if alias else {}), "name": engine}, where=str(path),
+    )  # fmt: skip
     fitted = fitted_overheads(path.parent, profile, engine=engine)
     curves = load_operators(path.parent, device=source, engine=engine, borrowed=source != accelerator)
     return Calibration(

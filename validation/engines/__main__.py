@@ -91,8 +91,7 @@ def _document(runs: Runs, linear: Linear, found: Fit, engine: str) -> Iterator[s
     errors, left_out = found.errors[own], found.left_out[own]
     tables = [SOURCES["loops"], *([SOURCES["stages"]] if engine == STAGE_ENGINE else [])]
     yield "# Overheads fitted to measured runs; do not edit: `python -m validation.engines --data DIR --write` writes"
-    yield f"# this file. {SHARED} is one value for all engines; sampling_passes stands for all that grows with the"
-    yield "# sequences of a step. Errors are those of the time per token."
+    yield f"# this file. {SHARED} is one value for all engines. Errors are those of the time per token."
     for (owner, model, device), reason in LEFT_OUT.items():
         if owner == engine:
             yield f"# Left out: {model} on {device}: {reason}."

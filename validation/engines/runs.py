@@ -2,16 +2,16 @@
 
 inference-sim's runs of vLLM by stage (mean TPOT and TTFT, overloaded ones left out) and aiconfigurator's sample of
 closed loops (mean TPOT): of the latter a few rows, chosen by hash, of each engine version, model, format, device and
-plan, so that no sweep outweighs the others. What vLLM's sampler moves is held (first-guess.yaml): runs of
-models that sort their logits are too few to tell it from other costs of a sequence. Disaggregated deployments
-are left out: their rows seldom tell the plan.
+plan, so that no sweep outweighs the others. What samplers move is held (first-guess.yaml): runs of models that sort
+their logits are too few to tell it from other costs of a sequence. Disaggregated deployments are left out: their rows
+seldom tell the plan.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,21 +87,26 @@ def read(data: Path) -> Runs:
     return Runs(stages, loops, measured.astype(np.float64), engine, group, metric, hashes, ranges)
 
 
-def predict(runs: Runs, overheads: Overheads) -> Floats:
-    """What perfsim says, float64[n] in the order of `runs.measured`; NaN where it refuses."""
-    own = tuple(overheads.get(STAGE_ENGINE, {}).items())
-    _, said = compare_stages(runs.stages, solve=partial(answers, bands=False, engine=own))
-    found: list[float] = [value for name in STAGE_METRICS for value in said.values[name].predicted.tolist()]
+def predict(runs: Runs, overheads: Overheads, *, engines: Collection[str] | None = None) -> Floats:
+    """What perfsim says, float64[n] in the order of `runs.measured`; NaN where it refuses, and beside `engines`."""
+    wanted = set(runs.engine) if engines is None else set(engines)
+    found: list[float] = []
+    if STAGE_ENGINE in wanted:
+        own = tuple(overheads.get(STAGE_ENGINE, {}).items())
+        _, said = compare_stages(runs.stages, solve=partial(answers, bands=False, engine=own))
+        found += [value for name in STAGE_METRICS for value in said.values[name].predicted.tolist()]
+    else:
+        found += [np.nan] * (len(runs.measured) - len(runs.loops))
     replies = {}
-    for engine in sorted({engine for engine, _ in runs.loops}):
+    for engine in sorted(wanted & {engine for engine, _ in runs.loops}):
         questions = [question for each, question in runs.loops if each == engine]
         for question, answer in answers(
             questions, bands=False, engine=tuple(overheads.get(engine, {}).items())
         ).items():
             replies[engine, question] = answer
     for key in runs.loops:
-        answer = replies[key]
-        found.append(np.nan if answer.refused else 1e3 * float(answer.metrics["tpot"]["mean"]))
+        answer = replies.get(key)
+        found.append(np.nan if answer is None or answer.refused else 1e3 * float(answer.metrics["tpot"]["mean"]))
     return np.array(found)
 
 
