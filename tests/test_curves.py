@@ -51,12 +51,13 @@ gemm_curves = st.builds(
 decode_curves = st.builds(
     DecodeCurve, launch=microseconds, bandwidth=fractions, tile=microseconds, sharpness=st.floats(1, 12),
     ramp=microseconds, ramp_bytes=st.floats(1e5, 1e9), compute=st.none() | fractions,
-    wide=st.floats(0, 1e-8),
+    wide=st.floats(0, 1e-8), sm_bandwidth=st.none() | st.floats(1e9, 1e12), splits=st.floats(1, 512),
+    packed=st.floats(1, 128),
 )  # fmt: skip
 prefill_curves = st.builds(
     PrefillCurve, launch=microseconds, compute=fractions, head_padding=st.floats(0, 300), bandwidth=fractions,
     critical_rows=st.floats(0, 300), tile=st.floats(0, 1e-7), kv_tile=st.floats(0, 1e-7), diagonal=st.floats(0, 500),
-    packed=st.floats(1, 16),
+    packed=st.floats(1, 16), cut=st.floats(0, 1000),
 )  # fmt: skip
 expert_curves = st.builds(
     ExpertCurve, launch=microseconds, bandwidth=fractions, compute=fractions, expert_padding=st.floats(0, 300),

@@ -302,8 +302,9 @@ def test_every_model_compiles_to_what_it_is_explained_as(name: str) -> None:
             whole = (tuple(map(int, sums)) for sums in (step.decode_context, step.prefill_pairs, step.prefill_context))
             context, work, read = whole
             seconds = steps.step_seconds(
-                int(step.tokens), int(step.logits), len(past), context, int(step.prefill_tokens), work, read
-            )
+                int(step.tokens), int(step.logits), len(past), context, int(step.prefill_tokens), work, read,
+                longest=(int(step.decode_longest), int(step.prefill_longest)),
+            )  # fmt: skip
             assert seconds == pytest.approx(float(explained.seconds), rel=1e-12, abs=0)
 
 

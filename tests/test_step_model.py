@@ -82,8 +82,9 @@ def simulated(case: Case, step: StepShape) -> float:
         tuple(int(value) for value in sums) for sums in (step.decode_context, step.prefill_pairs, step.prefill_context)
     ]
     return compiled(case).step_seconds(
-        int(step.tokens), int(step.logits), int(step.decode_sequences), whole[0], int(step.prefill_tokens), *whole[1:]
-    )
+        int(step.tokens), int(step.logits), int(step.decode_sequences), whole[0], int(step.prefill_tokens), *whole[1:],
+        longest=(int(step.decode_longest), int(step.prefill_longest)),
+    )  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

@@ -17,7 +17,8 @@ from perfsim.calibrate.routing import GATED_VERSION, IDLE_PASSES, UNGATED, large
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.collective import FAMILIES, filling, scaled
-from perfsim.cost.curves import WIDEST
+from perfsim.cost.curves import ABREAST
+from perfsim.cost.decode import WIDEST, parts, powered, queued, sm_items
 from perfsim.cost.device import peak_flops
 from perfsim.cost.products import Product, blended, gemm_row
 from perfsim.cost.topology import Fabric, fabric
@@ -46,13 +47,15 @@ BOUNDS: dict[Kind, Bounds] = {
         "throttle_seconds": (100 * US, 1 * US, 10_000 * US), "sharpness": (3.0, 1.0, 12.0),
     },
     "decode": {
-        "launch": (10 * US, 1 * US, 40 * US), "bandwidth": (0.85, 0.1, 1.0), "tile": (3 * US, 0.05 * US, 40 * US),
-        "sharpness": (2.0, 1.05, 12.0), "ramp": (8 * US, 0.01 * US, 80 * US), "ramp_bytes": (2e7, 1e6, 5e8),
+        "launch": (8 * US, 1 * US, 40 * US), "bandwidth": (0.85, 0.1, 1.0), "tile": (3 * US, 0.05 * US, 60 * US),
+        "sm_bandwidth": (4e10, 2e9, 1e12), "splits": (32.0, 1.0, 512.0), "ramp": (3 * US, 0.01 * US, 80 * US),
+        "ramp_bytes": (2e7, 1e6, 5e8),
     },
     "prefill": {
         "launch": (10 * US, 1 * US, 40 * US), "compute": (0.8, 0.1, 1.0), "head_padding": (50.0, 0.1, 500.0),
         "bandwidth": (0.7, 0.05, 1.0), "critical_rows": (50.0, 0.1, 600.0), "tile": (10e-9, 0.01e-9, 400e-9),
         "kv_tile": (10e-9, 0.01e-9, 400e-9), "diagonal": (64.0, 0.1, 1000.0), "packed": (2.0, 1.0, 16.0),
+        "cut": (100.0, 1.0, 2000.0),
     },
     "collective": {},  # see COLLECTIVE
     "stream": {"launch": (2 * US, 0.3 * US, 40 * US), "bandwidth": (0.85, 0.01, 1.0), "column": (5e-11, 1e-13, 1e-9)},
@@ -64,7 +67,8 @@ BOUNDS: dict[Kind, Bounds] = {
 QUANTISING: Bounds = {"row_seconds": (3e-9, 1e-11, 3e-7), "quantise_bandwidth": (0.4, 0.02, 1.0)}
 SKEW: Bounds = {"popularity": (0.8, 0.1, 3.0)}  # Zipf exponent per unit of the table's own exponent
 # Latent attention: few heads do not fill the matrix units, many are bound by them.
-LATENT: Bounds = {"compute": (0.6, 0.05, 1.0)}
+LATENT: Bounds = {"compute": (0.6, 0.03, 1.0)}
+PACKED: Bounds = {"packed": (32.0, 8.0, 128.0)}  # rows that kernels of latent attention have in a tile
 # Kernels that expand 8-bit K and V before their products; the search begins where this binds, else nothing moves it.
 WIDE: Bounds = {"wide": (0.3e-9, 0.001e-9, 2e-9)}
 # Of each family of algorithms. NCCL's all-reduces take longer to begin than the engines' own; where a search begins
@@ -89,6 +93,9 @@ HOST_PRODUCTS: Bounds = {"host_few": (0.8, 0.2, 1.5), "host_padding": (20 * US, 
 HOST_FEW_ROWS, HOST_ALIGNED_ROWS = 32.0, 4.0
 # Products cycle through several matrices, so that a small part of the cache is what each has, and is lost at once.
 RESIDENT_PRODUCTS: Bounds = {"gain": (1.0, 0.01, 20.0), "share": (0.1, 0.02, 2.0)}
+# FlashAttention-2 there; what it does not split is out of range, or among what `calibrate.mixed` fits.
+SPLIT_AT_WILL = frozenset({"a100-80gb-sxm", "l40s-48gb", "rtx-pro-6000-blackwell-96gb"})
+STREAMED = 8  # exponent: K and V of decodes, read once per repetition, are all in the L2 cache or none
 NUISANCE = frozenset({*RESIDENT, *SKEW, *HOST, *HOST_PRODUCTS})
 
 
@@ -146,14 +153,17 @@ def form(rows: Rows) -> Form:
         return Form(rows.kind, bounds, {})
     bounds, fixed = {**BOUNDS[rows.kind], **RESIDENT}, {}
     if rows.format.startswith("mla-"):
-        bounds |= LATENT
+        bounds |= LATENT | (PACKED if rows.kind == "decode" else {})
         if rows.backend == "vllm":  # timed with eager launches; TensorRT-LLM's kernels take 11 to 15 us at no work
             bounds |= HOST
             fixed = {"launch": 14 * US}
         if rows.kind == "prefill":  # one K/V head for all: what it costs cannot be told from what the queries do
-            fixed |= {"kv_tile": 0.0, "diagonal": 0.0, "packed": 1.0}
-    if rows.kind == "decode" and rows.format == "fp8":
-        bounds |= WIDE
+            fixed |= {"kv_tile": 0.0, "diagonal": 0.0, "packed": 1.0, "cut": 0.0}
+    if rows.kind == "decode":
+        fixed |= {"sharpness": 2.0}  # which all kernels come to within a tenth of their error
+        bounds |= WIDE if rows.format == "fp8" else {}
+        if rows.backend == "vllm" and rows.format == "bf16" and rows.device in SPLIT_AT_WILL:
+            del bounds["splits"]
     if rows.kind == "gemm":
         bounds |= RESIDENT_PRODUCTS
         # cuBLAS has tiles of 256 rows; CUTLASS and DeepGEMM, which run the narrow formats, have 128 by 128
@@ -264,20 +274,22 @@ def _above_host(values: Mapping[str, float], seconds: Any, rows: Any = 0.0) -> A
 
 
 def _decode(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
-    c = rows.columns
-    moved = c["query"] * ACTIVATION + _attended(rows)[1] * _entry(rows)
-    memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, c["sequences"] * moved, chip)
-    tile = c["tiles"] * values["tile"] / (chip.sm_count or 1)
-    held = c["sequences"] * _attended(rows)[1] * _entry(rows)
-    filling = values["ramp"] * held / (held + values["ramp_bytes"])
-    each = blended(memory, tile, values["sharpness"])
-    if "compute" in values:
-        rate = values["compute"] * peak_flops(chip, "bf16")
-        each = np.maximum(each, c["pair"] * _attended(rows)[1] / rate)
+    c, units = rows.columns, chip.sm_count or 1
+    attended, entry = _attended(rows)[1], _entry(rows)
+    moved = c["sequences"] * (c["query"] * ACTIVATION + attended * entry)
+    memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip, steep=STREAMED)
+    items = sm_items(c["heads"], c["tiles"], values.get("packed", 128.0))
+    read: Any = entry / c["tiles"] / values["sm_bandwidth"]
     if "wide" in values:
-        columns = np.maximum(c["dim"] - WIDEST, 0.0)
-        each = np.maximum(each, values["wide"] * columns * c["tiles"] / (chip.sm_count or 1) * _attended(rows)[1])
-    return _above_host(values, values["launch"] + filling + c["sequences"] * each)
+        read = read + values["wide"] * np.maximum(c["dim"] - WIDEST, 0.0)
+    if "compute" in values:
+        read = powered(read, c["pair"] / items * units / (values["compute"] * peak_flops(chip, "bf16")))
+    items = c["sequences"] * items / units
+    split = np.where(c["window"] > 0, 0.0, 1.0 / values.get("splits", np.inf))
+    busy = read * parts(items, split) * attended + values["tile"] * queued(items)
+    held = c["sequences"] * attended * entry
+    filling = values["ramp"] * held / (held + values["ramp_bytes"])
+    return _above_host(values, values["launch"] + filling + blended(memory, busy, values["sharpness"]))
 
 
 def _prefill(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
@@ -287,11 +299,13 @@ def _prefill(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Arra
     head = (c["pair"] / c["heads"] + 4 * values["head_padding"]) / (values["compute"] * peak_flops(chip, arithmetic))
     moved = _moved(rows)[0]
     memory = moved / (values["bandwidth"] * chip.memory.read_bandwidth) * _warm(values, moved, chip)
-    critical = head * units * values["critical_rows"] * np.sqrt(2 * pairs)
+    critical = head * units * values["critical_rows"] * np.where(c["window"] > 0, 0.0, c["context"])
     tile = (c["heads"] * values["tile"] + c["tiles"] * values["kv_tile"]) / units
     tile = tile + head * values["diagonal"] * np.minimum(c["heads"], values["packed"] * c["tiles"])
     tiles = c["sequences"] * c["new"] * tile
-    return _above_host(values, values["launch"] + head * c["heads"] * pairs + critical + memory + tiles)
+    cut = np.where(c["window"] > 0, np.minimum(values["cut"] * c["sequences"] * c["new"], pairs), 0.0)
+    work = head * c["heads"] * (pairs + cut) + tiles
+    return _above_host(values, values["launch"] + memory + blended(work, critical, ABREAST))
 
 
 def _stream(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:

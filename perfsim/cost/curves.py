@@ -19,8 +19,7 @@ from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, PrefillCurve
 from perfsim.spec.hardware import Accelerator
 
-WIDEST = 128.0  # columns of a head up to which every kernel keeps pace with memory
-KNOTS = tuple(16.0 * 2**step for step in range(21))  # contexts of 16 to 16.8M tokens
+ABREAST = 1.5  # exponent: the longest tiles of a prompt begin first, so that others hide a part of their time
 RAMP_KNOTS = tuple(2.0**step for step in range(-3, 7))  # shares of ramp_bytes: 11% to 98% of the ramp
 
 Curve = TypeVar("Curve", GemmCurve, DecodeCurve, PrefillCurve, ExpertCurve)
@@ -58,37 +57,6 @@ def pick(curves: dict[str, Curve], op: Op) -> Curve | None:
     return None
 
 
-def decode_seconds(op: Op, curve: DecodeCurve, efficiency: DeviceEfficiency, chip: Accelerator) -> PiecewiseLinear:
-    """Seconds per sequence over its context: blend(tiles x tile / SMs, bytes / (e_b bandwidth)), linear between knots.
-
-    The blend is convex in the context, so that chords lie above it and above the speed of light. Sequences of unequal
-    context are priced at their mean: nothing is lost where time is linear. Neglected: few long sequences on kernels
-    that do not split a context over SMs (FlashAttention-2 without grouped queries).
-    """
-    memory = chip.memory
-    fixed = op.sequence_read_bytes / memory.read_bandwidth + op.sequence_write_bytes / memory.write_bandwidth
-    per_entry = op.entry_bytes / memory.read_bandwidth
-    compute = efficiency.decode_attention_compute if curve.compute is None else curve.compute
-    rate = compute * peak_flops(chip, op.dtype)
-    tile = curve.tile * op.tiles / chip.sm_count if chip.sm_count else 0.0
-    per_pair = max(op.pair_flops / rate, wide_seconds(op, curve, chip))
-
-    def at(context: float) -> float:
-        moved = (fixed + per_entry * context) / curve.bandwidth
-        return max(float(blended(moved, tile, curve.sharpness)), per_pair * context)
-
-    x = [0.0, *KNOTS]
-    return PiecewiseLinear(x, [at(context) for context in x], final_slope=max(per_entry / curve.bandwidth, per_pair))
-
-
-def wide_seconds(op: Op, curve: DecodeCurve, chip: Accelerator) -> float:
-    """Seconds per attended entry of one sequence that expanding columns of heads beyond 128 keeps all SMs busy."""
-    if not (curve.wide and op.heads and chip.sm_count):
-        return 0.0
-    columns = max(0.0, op.pair_flops / (4.0 * op.heads) - WIDEST)
-    return curve.wide * columns * float(op.tiles) / chip.sm_count
-
-
 def decode_ramp(op: Op, curve: DecodeCurve) -> PiecewiseLinear | None:
     """Seconds over the entries that all sequences attend: ramp x / (x + ramp_bytes), x their bytes; linear by pieces.
 
@@ -102,13 +70,12 @@ def decode_ramp(op: Op, curve: DecodeCurve) -> PiecewiseLinear | None:
 
 
 def prefill_coefficients(op: Op, curve: PrefillCurve, chip: Accelerator) -> tuple[float, float, float, float]:
-    """Seconds per (pair, root of twice the pairs, byte over bandwidth, new token) of one prefill attention kernel.
+    """Seconds per (pair, entry of the longest context, byte over bandwidth, new token) of one prefill attention kernel.
 
     A pair costs its products and its softmax, which counts as `head_padding` more columns of each head. Where the last
-    query rows meet the longest context, one SM per head works alone: as long as `critical_rows` rows against sqrt(2
-    pairs), the length of one prompt of so many pairs. Each new token computes `diagonal` pairs that causality masks, of
-    all its query heads, or of `packed` of them per K/V head where these share a tile. Neglected: longer contexts than
-    that where chunks have long pasts, apart from kernels that do not split them (`perfsim.cost.mixed`).
+    query rows meet the longest context, one SM per head works alone: as long as `critical_rows` rows. Each new token
+    computes `diagonal` pairs that causality masks, of all its query heads, or of `packed` of them per K/V head where
+    these share a tile. Neglected: SMs that the last wave of tiles leaves idle.
     """
     rate = curve.compute * peak_flops(chip, op.dtype)
     head = (op.pair_flops / op.heads + 4.0 * curve.head_padding) / rate
@@ -119,12 +86,18 @@ def prefill_coefficients(op: Op, curve: PrefillCurve, chip: Accelerator) -> tupl
 
 
 def prefill_seconds(op: Op, curve: PrefillCurve, chip: Accelerator) -> Num:
-    """launch + pairs + critical path + bytes / (e_b bandwidth) + rows, one after the other."""
+    """launch + bytes / (e_b bandwidth) + blend(pairs and rows over all SMs, the longest context on one SM).
+
+    Where a window limits contexts none is long, and each new token computes up to `cut` pairs more than its own.
+    """
     per_pair, critical, per_moved, per_token = prefill_coefficients(op, curve, chip)
     memory = chip.memory
     pairs = op.flops / op.pair_flops
     moved = op.read_bytes / memory.read_bandwidth + op.write_bytes / memory.write_bandwidth
-    return curve.launch + per_pair * pairs + critical * np.sqrt(2.0 * pairs) + per_moved * moved + per_token * op.rows
+    work = per_pair * pairs + per_token * op.rows
+    if op.unlimited:
+        return curve.launch + per_moved * moved + blended(work, critical * op.longest, ABREAST)
+    return curve.launch + per_moved * moved + work + per_pair * np.minimum(curve.cut * op.rows, pairs)
 
 
 def expert_seconds(op: Op, curve: ExpertCurve, chip: Accelerator) -> Num:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from perfsim.cost.curves import pick, prefill_coefficients
+from perfsim.cost.curves import ABREAST, pick, prefill_coefficients
 from perfsim.cost.device import peak_flops
+from perfsim.cost.products import blended
 from perfsim.ops.op import Beside, Num, Op
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.curves import DecodeCurve, MixedCurve, PrefillCurve
@@ -91,7 +92,7 @@ class MixedKernel:
         return self.launch + self.prompts(beside.tokens, beside.pairs, beside.longest)
 
     def _together(self, tokens: Num, pairs: Num, longest: Num) -> Num:
-        return self.per_pair * pairs + self.per_token * tokens + self.critical * longest
+        return blended(self.per_pair * pairs + self.per_token * tokens, self.critical * longest, ABREAST)
 
 
 def mixed_kernel(op: Op, efficiency: DeviceEfficiency, chip: Accelerator) -> MixedKernel | None:

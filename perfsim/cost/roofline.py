@@ -17,13 +17,13 @@ import numpy as np
 from perfsim.cost.curves import (
     decode_curve,
     decode_ramp,
-    decode_seconds,
     expert_curve,
     expert_seconds,
     gemm_curve,
     prefill_curve,
     prefill_seconds,
 )
+from perfsim.cost.decode import DecodeTimes
 from perfsim.cost.device import peak_flops
 from perfsim.cost.estimate import Estimate
 from perfsim.cost.mixed import mixed_kernel, prompts_seconds
@@ -74,8 +74,9 @@ def fitted_seconds(op: Op, accelerator: Accelerator, efficiency: DeviceEfficienc
     if decode is not None:
         ramp = decode_ramp(op, decode)
         filling = ramp(op.sequences * op.context) if ramp is not None else 0.0
-        each = decode_seconds(op, decode, efficiency, accelerator)(op.context)
-        alone = decode.launch + filling + op.sequences * each
+        times = DecodeTimes(op, decode, efficiency, accelerator)
+        alone = decode.launch + filling + op.sequences * times(op.sequences, op.context)
+        alone = alone + times.wait * np.maximum(op.longest - op.context, 0.0)
         kernel = mixed_kernel(op, efficiency, accelerator)
         if kernel is None or op.beside is None:
             return alone
@@ -93,10 +94,7 @@ def fitted_seconds(op: Op, accelerator: Accelerator, efficiency: DeviceEfficienc
 
 
 def decode_attention_curve(op: Op, accelerator: Accelerator, efficiency: DeviceEfficiency) -> PiecewiseLinear:
-    """Seconds per sequence of one decode attention kernel, over the attended context in tokens."""
-    fitted = decode_curve(op, efficiency)
-    if fitted is not None:
-        return decode_seconds(op, fitted, efficiency, accelerator)
+    """Seconds per sequence of one decode attention kernel that has no fitted curve, over the attended tokens."""
     memory = accelerator.memory
     rate = efficiency.decode_attention_compute * peak_flops(accelerator, op.dtype)
     fixed = op.sequence_read_bytes / memory.read_bandwidth + op.sequence_write_bytes / memory.write_bandwidth

@@ -117,14 +117,16 @@ class CompiledSteps:
             gpu += self.sequence_s[logits]
         if decodes:
             for term in self.decode:
-                curve, attended = term.curve, context[term.span] if term.span >= 0 else blend(term.mix, context)
+                curve = term.curves[decodes]
+                attended = context[term.span] if term.span >= 0 else blend(term.mix, context)
                 mean = attended / decodes
                 piece = bisect_right(curve.x, mean) - 1  # `locate` without a call, as in `gpu_run`
                 value = curve.y[piece] + curve.slopes[piece] * (mean - curve.x[piece])
                 alone = term.count * (term.launch + decodes * value)
                 alone += term.ramp_s if attended >= term.full else term.count * term.ramp.locate(attended)[0]
-                if term.last and decodes >= term.unsplit and longest[0] > mean:
-                    alone += term.last * (longest[0] - mean)
+                if longest[0] > mean:
+                    waits = term.wait + term.last if decodes >= term.unsplit else term.wait
+                    alone += waits * (longest[0] - mean)
                 if prefill_tokens:
                     chunks = max(1, logits - decodes)
                     alone = term.beside(
@@ -181,13 +183,13 @@ class CompiledSteps:
                 attended, grows = context[span], growth[span]
             else:
                 attended, grows = blend(term.mix, context), blend(term.mix, growth)
-            curve, mean = term.curve, attended / decodes
+            curve, mean = term.curves[decodes], attended / decodes
             piece = bisect_right(curve.x, mean) - 1
             slope = curve.slopes[piece]
             gpu += count * (term.launch + decodes * (curve.y[piece] + slope * (mean - curve.x[piece])))
             slope_s += count * slope * grows
-            if term.last and decodes >= term.unsplit and longest > mean:
-                gpu += term.last * (longest - mean)  # both grow by one per step
+            if longest > mean:  # both grow by one per step
+                gpu += (term.wait + term.last if decodes >= term.unsplit else term.wait) * (longest - mean)
             left = curve.x[piece + 1] * decodes - attended
             if attended >= term.full:
                 gpu += term.ramp_s

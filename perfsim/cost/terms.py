@@ -6,27 +6,46 @@ tokens, and the rest is affine in one sum; all of it is read off the lowered ope
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import sqrt
 
 from perfsim.cost.curves import (
+    ABREAST,
     decode_curve,
     decode_ramp,
     gemm_curve,
     prefill_coefficients,
     prefill_curve,
 )
+from perfsim.cost.decode import DecodeTimes
 from perfsim.cost.device import peak_flops
 from perfsim.cost.mixed import MixedKernel, mixed_kernel
 from perfsim.cost.piecewise import PiecewiseLinear
-from perfsim.cost.products import Product, gemm_row, product_of
+from perfsim.cost.products import Product, blended, gemm_row, product_of
 from perfsim.cost.roofline import coefficients, decode_attention_curve
 from perfsim.ops.op import Beside, Driver, Op
 from perfsim.spec.calibration import DeviceEfficiency
-from perfsim.spec.hardware import Node
+from perfsim.spec.hardware import Accelerator, Node
 
 Mix = tuple[tuple[int, float], ...]
 NO_RAMP = PiecewiseLinear([0.0], [0.0], final_slope=0.0)
+
+
+class Curves(dict[int, PiecewiseLinear]):
+    """Seconds per sequence over its mean entries, by the number of sequences; each is made when first asked for.
+
+    `wait` are those per entry of the longest sequence beyond the mean.
+    """
+
+    __slots__ = ("_make", "wait")
+
+    def __init__(self, make: Callable[[int], PiecewiseLinear], wait: float) -> None:
+        super().__init__()
+        self._make, self.wait = make, wait
+
+    def __missing__(self, decodes: int) -> PiecewiseLinear:
+        found = self[decodes] = self._make(decodes)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +53,23 @@ class DecodeTerm:
     """Decode attention of all layers of one shape; `mix` blends the sums over spans into attended entries.
 
     `span` is the only one where an entry per token of one span is attended, else -1: most models need no blending.
-    `curve` is per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together, and
+    `curves` are per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together, and
     from `full` entries on it is `ramp_s` seconds in all of the layers; without a ramp that is from none. Beside prompt
-    chunks `mixed` replaces all of it, where there is one. From `unsplit` decodes on, they wait `last` seconds for each
-    entry that the longest of them has beyond the mean.
+    chunks `mixed` replaces all of it, where there is one. Sequences wait `wait` seconds for each entry that the longest
+    of them has beyond the mean, and `last` from `unsplit` of them on.
     """
 
     mix: Mix
     span: int
     count: int
     launch: float
-    curve: PiecewiseLinear
+    curves: Curves
     ramp: PiecewiseLinear
     full: float
     ramp_s: float
     mixed: MixedKernel | None
     unlimited: bool
+    wait: float
     last: float
     unsplit: float
 
@@ -73,8 +93,9 @@ class DecodeTerm:
 class PrefillTerm:
     """Prefill attention of all layers of one shape: launch + max(compute x pairs, what pairs, entries, tokens move).
 
-    `span` as in a DecodeTerm. On a fitted curve all parts add up, and there is one more: critical x sqrt(2 pairs);
-    with `mixed` that times all but the launch and what is moved.
+    `span` as in a DecodeTerm. On a fitted curve compute and moved add up; `per_row` computes for each token, what a
+    window cuts for up to `cut` pairs of it, and `critical` for each entry of the longest context (see
+    `curves.prefill_seconds`); `mixed` times all but the launch and what is moved.
     """
 
     mix: Mix
@@ -86,6 +107,8 @@ class PrefillTerm:
     per_entry: float
     per_token: float
     critical: float = 0.0
+    per_row: float = 0.0
+    cut: float = 0.0
     fitted: bool = False
     mixed: MixedKernel | None = None
     unlimited: bool = False
@@ -100,11 +123,16 @@ class PrefillTerm:
         else:
             attended, read = blend(self.mix, pairs), blend(self.mix, entries)
         moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
+        context = max(longest, read / chunks) if self.unlimited else read / chunks
         if self.mixed is not None:
-            context = max(longest, read / chunks) if self.unlimited else read / chunks
             return self.count * (self.launch + moved + float(self.mixed.prompts(tokens, attended, context)))
         if self.fitted:
-            return self.count * (self.launch + self.compute * attended + self.critical * sqrt(2.0 * attended) + moved)
+            busy = self.compute * attended + self.per_row * tokens
+            if self.unlimited:
+                busy = float(blended(busy, self.critical * context, ABREAST))
+            else:
+                busy += self.compute * min(self.cut * tokens, attended)
+            return self.count * (self.launch + moved + busy)
         return self.count * (self.launch + max(self.compute * attended, moved))
 
 
@@ -185,15 +213,24 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
             key = (op.mix, op.entry_bytes, op.pair_flops, op.sequence_read_bytes, op.sequence_write_bytes, op.dtype,
                    op.heads, float(op.tiles), op.format)  # fmt: skip
             count = op.count + (found[key].count if key in found else 0)
-            curve, fitted = decode_attention_curve(op, node.accelerator, device), decode_curve(op, device)
+            curves, fitted = _decode_curves(op, node.accelerator, device), decode_curve(op, device)
             ramp = NO_RAMP if fitted is None else decode_ramp(op, fitted) or NO_RAMP
             mixed = mixed_kernel(op, device, node.accelerator)
             found[key] = DecodeTerm(
-                op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curve, ramp, ramp.last,
-                count * ramp.y[-1], mixed, op.unlimited, 0.0 if mixed is None else count * mixed.last,
-                0.0 if mixed is None else mixed.unsplit,
+                op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curves, ramp, ramp.last,
+                count * ramp.y[-1], mixed, op.unlimited, count * curves.wait,
+                0.0 if mixed is None else count * mixed.last, 0.0 if mixed is None else mixed.unsplit,
             )  # fmt: skip
     return tuple(found.values())
+
+
+def _decode_curves(op: Op, chip: Accelerator, device: DeviceEfficiency) -> Curves:
+    fitted = decode_curve(op, device)
+    if fitted is not None:
+        times = DecodeTimes(op, fitted, device, chip)
+        return Curves(times.curve, times.wait)
+    same = decode_attention_curve(op, chip, device)
+    return Curves(lambda decodes: same, 0.0)
 
 
 def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[PrefillTerm, ...]:
@@ -204,17 +241,16 @@ def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[
         if op.kind == "prefill_attention":
             launch, compute, bandwidth = coefficients(op, device)
             curve, chip = prefill_curve(op, device), node.accelerator
-            per_pair, critical, tile = op.pair_flops / (compute * peak_flops(chip, op.dtype)), 0.0, 0.0
+            per_pair, critical, per_row, cut = op.pair_flops / (compute * peak_flops(chip, op.dtype)), 0.0, 0.0, 0.0
             kernel = mixed_kernel(op, device, chip)
             if curve is not None:
-                launch, bandwidth = curve.launch, curve.bandwidth
-                per_pair, critical, _, tile = prefill_coefficients(op, curve, chip)
-                tile = tile if kernel is None else 0.0  # which is among its own times
+                launch, bandwidth, cut = curve.launch, curve.bandwidth, curve.cut
+                per_pair, critical, _, per_row = prefill_coefficients(op, curve, chip)
             moved, written = bandwidth * memory.read_bandwidth, bandwidth * memory.write_bandwidth
-            per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written + tile
+            per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written
             term = PrefillTerm(
                 op.mix, _only_span(op.mix), op.count, launch, per_pair, op.pair_bytes / moved, op.entry_bytes / moved,
-                per_token, critical, curve is not None, kernel, op.unlimited,
+                per_token, critical, per_row, cut, curve is not None, kernel, op.unlimited,
             )  # fmt: skip
             key = replace(term, count=0)
             found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))

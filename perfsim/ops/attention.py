@@ -101,7 +101,7 @@ def _mla(
     if attn.output_gate is not None:
         gates = heads * (value if attn.output_gate == "element" else 1)
         yield gemm(model, "gate_proj", count, step.tokens, gates, hidden, weight_dtype=linear)
-    expand, dense = heads * (nope + value), Kernel(heads, 1.0, "mla-fp8" if cached == "fp8" else "mla-bf16")
+    expand, dense = heads * (nope + value), Kernel(heads, 1.0, "mla-fp8" if cached == "fp8" else "mla-bf16", True)
     absorbed = 2.0 * heads * (2 * latent + rope), (heads * (latent + rope) * act, heads * latent * act)
     if attn.indexer is None:
         # Prefill expands K and V of all attended tokens; decode folds the same weights into q and the output.

@@ -49,18 +49,23 @@ class GemmCurve(Spec):
 
 
 class DecodeCurve(Spec):
-    """Decode attention: see `perfsim.cost.curves.decode_seconds`.
+    """Decode attention: see `perfsim.cost.decode.DecodeTimes`.
 
-    `tile` is the time that one SM needs for one sequence and K/V head without context, `sharpness` blends it with the
-    time of reading the context. `ramp` is what reading adds while too few bytes are in flight to fill all SMs, half of
-    it at `ramp_bytes` of all sequences together. `compute`: of the dense peak, for kernels that it can bind (latent
-    attention); None is `decode_attention_compute`. `wide` is what one SM needs to expand one column of an entry
-    of 8-bit K and V beyond the 128th of a head.
+    `tile` is the time that one SM needs for one sequence and K/V head without context, `sm_bandwidth` the bytes per
+    second that it reads of one (None: that does not limit it), in at most `splits` parts on as many SMs (None: as many
+    as help). `packed` query heads of a K/V head share a piece of work. `sharpness` blends the busiest SM with the time
+    that HBM needs. `ramp` is what reading adds while too few bytes are in flight, half of it at `ramp_bytes` of all
+    sequences together.
+    `compute`: of the dense peak, for kernels that it can bind (latent attention); None is `decode_attention_compute`.
+    `wide` is what one SM needs to expand one column of an entry of 8-bit K and V beyond the 128th of a head.
     """
 
     launch: Seconds
     bandwidth: Fraction
     tile: Seconds = 0.0
+    sm_bandwidth: float | None = Field(default=None, gt=0)
+    splits: float | None = Field(default=None, ge=1)
+    packed: float = Field(default=128.0, ge=1)
     sharpness: float = Field(default=2.0, ge=1, le=16)
     ramp: Seconds = 0.0
     ramp_bytes: float = Field(default=1e6, gt=0)
@@ -74,7 +79,8 @@ class PrefillCurve(Spec):
     `head_padding` is the softmax of one pair, as columns of a head; `critical_rows` query rows against the longest
     context run on one SM at the end; `tile` is what one SM spends on one query row of one head beside its pairs,
     `kv_tile` on one new token of one K/V head, writing it to the cache included. `diagonal` pairs per new token are
-    computed and masked, of at most `packed` query heads per K/V head.
+    computed and masked, of at most `packed` query heads per K/V head, and up to `cut` more where a window begins in the
+    middle of a tile.
     """
 
     launch: Seconds
@@ -86,6 +92,7 @@ class PrefillCurve(Spec):
     kv_tile: Seconds = 0.0
     diagonal: Amount = 0.0
     packed: float = Field(default=1.0, ge=1)
+    cut: Amount = 0.0
 
 
 class MixedCurve(Spec):

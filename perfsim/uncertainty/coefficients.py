@@ -16,6 +16,7 @@ from perfsim.spec.uncertainty import KINDS, OperatorKind
 # What a coefficient is, by the name of its field without the kind of operator; all others are shapes and stay.
 TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds", "wide", "kv_tile", "column", "empty"))
 RATES = frozenset(("bandwidth", "compute", "quantise_bandwidth"))
+SPEEDS = frozenset(("sm_bandwidth",))  # which no datasheet limits
 KIND_OF_CURVES: dict[str, OperatorKind] = {
     "gemm": "gemm", "moe": "moe", "prefill": "prefill_attention", "decode": "decode_attention",
     "mixed": "decode_attention",  # whose tiles take the time of prefill attention, so that both factors reach them
@@ -83,7 +84,9 @@ def _coefficient(name: str, value: Any, factor: float) -> Any:
 def _curve(curve: SomeSpec, factor: float) -> SomeSpec:
     names = [name for name in type(curve).model_fields if getattr(curve, name) is not None]
     times = {name: getattr(curve, name) * factor for name in names if name in TIMES}
-    return _updated(curve, times | {name: min(1.0, getattr(curve, name) / factor) for name in names if name in RATES})
+    speeds = {name: getattr(curve, name) / factor for name in names if name in SPEEDS}
+    rates = {name: min(1.0, getattr(curve, name) / factor) for name in names if name in RATES}
+    return _updated(curve, times | speeds | rates)
 
 
 def _updated(spec: SomeSpec, changes: dict[str, Any]) -> SomeSpec:
