@@ -30,6 +30,18 @@ UNSPLIT = 1.6
 EVICTION = 4.0  # how sharply K and V fall out of the L2 cache as they outgrow it, as in `calibrate.forms`
 
 
+def _most(a: Num, b: Num) -> Num:
+    """The larger of both; NumPy would take several times as long for two plain numbers, and so would what follows."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        larger: Num = np.maximum(a, b)
+        return larger
+    return max(a, b)
+
+
+def _least(a: float, b: Num) -> Num:
+    return -_most(-a, -b)
+
+
 @dataclass(frozen=True, slots=True)
 class MixedKernel:
     """Seconds of the parts of one layer's kernel; see `prompts` and `decodes`.
@@ -68,7 +80,7 @@ class MixedKernel:
 
     def prompts(self, tokens: Num, pairs: Num, longest: Num) -> Num:
         """Seconds of prompt chunks without decodes: max(serial x longest context, pairs + last wave + rows)."""
-        found: Num = np.maximum(self.serial * longest, self._together(tokens, pairs, longest))
+        found: Num = _most(self.serial * longest, self._together(tokens, pairs, longest))
         return found
 
     def decodes(self, sequences: Num, attended: Num, context: Num, beside: Beside) -> Num:
@@ -76,15 +88,15 @@ class MixedKernel:
         tokens, pairs, entries, longest, _ = beside
         work = self.entry * attended + sequences * (self.sequence + self.empty * tokens)
         fits = self.held * (attended + entries)
-        missed = 1.0 / (1.0 + np.maximum(fits, 1e-9) ** -EVICTION)
-        again = np.minimum(self.rereads, self.waves * (sequences + tokens / self.rows)) * missed
+        missed = 1.0 / (1.0 + _most(fits, 1e-9) ** -EVICTION)
+        again = _least(self.rereads, self.waves * (sequences + tokens / self.rows)) * missed
         moved = self.read_sequence * sequences + self.read * attended
-        work = np.maximum(work, moved + again * self.read * attended)
+        work = _most(work, moved + again * self.read * attended)
         alone = self._together(tokens, pairs, longest)
         all_tiles = alone + work + self.tail * self.serial * context
-        whole = np.maximum(self.serial * np.maximum(longest, context), all_tiles)
-        least = np.maximum(moved, self.arithmetic * attended)
-        found: Num = np.maximum(least, whole - np.maximum(self.serial * longest, alone))
+        whole = _most(self.serial * _most(longest, context), all_tiles)
+        least = _most(moved, self.arithmetic * attended)
+        found: Num = _most(least, whole - _most(self.serial * longest, alone))
         return found
 
     def shared(self, beside: Beside) -> Num:
@@ -131,7 +143,7 @@ def kernel_of(op: Op, mixed: MixedCurve, decode: DecodeCurve, prefill: PrefillCu
         waves=heads / tiles / units,
         rereads=max(0.0, heads / tiles - 1.0),
         rows=mixed.rows,
-        last=mixed.last * serial if op.unlimited else 0.0,
+        last=mixed.last * serial if op.limit == np.inf else 0.0,  # else the wait would not stay the same in a run
         unsplit=UNSPLIT * units / tiles,
         held=op.entry_bytes / tiles / chip.l2_bytes if chip.l2_bytes else np.inf,
     )  # fmt: skip

@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     heads: float
     tiles: float
     format: str
-    unlimited: bool = False
+    limit: float = np.inf
 
 
 SCORE_BYTES = 4  # an indexer writes fp32 scores, which the selection reads (DeepGEMM's fp8_mqa_logits, vLLM)
@@ -75,9 +75,15 @@ def _gqa(
     yield from _attention_core(
         "fp8" if cached == "fp8" else model.dtype, count, step, mix, pair_flops=flops, decode_flops=flops,
         kv_entry=entry_bytes(model, attn, tp=tp, kv_cache_dtype=cached), prefill_bytes=moved, decode_bytes=moved,
-        kernel=Kernel(heads, kv_heads, "fp8" if cached == "fp8" else "bf16", attn.reach == Reach()),
+        kernel=Kernel(heads, kv_heads, "fp8" if cached == "fp8" else "bf16", _limit(attn.reach)),
     )  # fmt: skip
     yield gemm(model, "o_proj", count, step.tokens, model.hidden_size, heads * value, weight_dtype=linear)
+
+
+def _limit(reach: Reach) -> float:
+    """The most tokens that a layer attends."""
+    sizes = [size for size in (reach.window, reach.chunk, reach.top_k) if size is not None]
+    return float(min(sizes)) if sizes else np.inf
 
 
 def _mla(
@@ -183,7 +189,7 @@ def _attention_core(
     `pair_bytes` are moved for every attended pair, on top of what is read once per entry. A sequence that verifies
     drafts reads its entries once for all its queries; that each query attends one entry more is neglected.
     """
-    heads, tiles, stored, unlimited = kernel or Kernel(0.0, 0.0, "")
+    heads, tiles, stored, limit = kernel or Kernel(0.0, 0.0, "")
     decodes, queries = step.decode_sequences, step.queries
     decode_flops, decode_bytes = decode_flops * queries, (decode_bytes[0] * queries, decode_bytes[1] * queries)
     attended = sum(weight * step.decode_context[index] for index, weight in mix)
@@ -192,14 +198,15 @@ def _attention_core(
     pairs = sum(weight * step.prefill_pairs[index] for index, weight in mix)
     read = sum(weight * step.prefill_context[index] for index, weight in mix)
     mean, own = attended / np.maximum(decodes, 1.0), read / np.maximum(step.logits - decodes, 1.0)
-    longest = mean, own  # of equal contexts
-    if unlimited:
-        longest = np.maximum(step.decode_longest, mean), np.maximum(step.prefill_longest, own)
+    longest = (  # nobody says: all are equal
+        np.where(np.greater(step.decode_longest, 0.0), np.minimum(step.decode_longest, limit), mean),
+        np.where(np.greater(step.prefill_longest, 0.0), np.minimum(step.prefill_longest, limit), own),
+    )
     yield Op(
         "decode_attention", "decode_attention", count, attended * decode_flops,
         attended * entry + decodes * decode_bytes[0], decodes * decode_bytes[1], dtype,
         driver="attention", active=np.minimum(decodes, 1.0), sequences=decodes,
-        context=mean, longest=longest[0], unlimited=unlimited, mix=mix, sequence_read_bytes=decode_bytes[0],
+        context=mean, longest=longest[0], limit=limit, mix=mix, sequence_read_bytes=decode_bytes[0],
         sequence_write_bytes=decode_bytes[1], entry_bytes=entry, pair_flops=decode_flops, heads=heads, tiles=tiles,
         format=stored, beside=Beside(new, pairs, read, longest[1], pair_flops),
     )  # fmt: skip
@@ -208,5 +215,5 @@ def _attention_core(
         read * kv_entry + pairs * pair_bytes + new * prefill_bytes[0], new * prefill_bytes[1], dtype,
         driver="attention", active=np.minimum(new, 1.0), mix=mix, sequence_read_bytes=prefill_bytes[0],
         sequence_write_bytes=prefill_bytes[1], entry_bytes=kv_entry, pair_bytes=pair_bytes, pair_flops=pair_flops,
-        rows=new, longest=longest[1], unlimited=unlimited, heads=heads, tiles=tiles, format=stored,
+        rows=new, longest=longest[1], limit=limit, heads=heads, tiles=tiles, format=stored,
     )  # fmt: skip

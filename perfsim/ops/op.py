@@ -49,8 +49,8 @@ class Op:
     Fitted curves also need: `rows` (of a product; of prefill attention, new tokens) and the `depth` k of a product;
     `heads` of queries; `beside`, the prompt chunks of the step (of decode attention only); `tiles`, what one sequence
     is split into (K/V heads), or the experts that are picked, each row of which is `pair_flops` and enters with `depth`
-    bytes; `format`, how the weights or the cache are stored ("": no curve was fitted to such an op); `unlimited`,
-    whether attention reaches all tokens.
+    bytes; `format`, how the weights or the cache are stored ("": no curve was fitted to such an op); `limit`, the
+    most tokens that attention reaches.
     """
 
     kind: OpKind
@@ -65,7 +65,7 @@ class Op:
     sequences: Num = 0.0
     context: Num = 0.0
     longest: Num = 0.0
-    unlimited: bool = False
+    limit: float = np.inf
     mix: tuple[tuple[int, float], ...] = ()
     sequence_read_bytes: float = 0.0
     sequence_write_bytes: float = 0.0
