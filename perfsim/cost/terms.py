@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from perfsim.cost.curves import (
     ABREAST,
@@ -68,7 +69,7 @@ class DecodeTerm:
     full: float
     ramp_s: float
     mixed: MixedKernel | None
-    unlimited: bool
+    limit: float
     wait: float
     last: float
     unsplit: float
@@ -81,9 +82,8 @@ class DecodeTerm:
         if self.mixed is None:
             return alone
         new, read = (sums[self.span] if self.span >= 0 else blend(self.mix, sums) for sums in (pairs, entries))
-        context, own = attended / decodes, read / chunks
-        if self.unlimited:
-            context, own = max(longest[0], context), max(longest[1], own)
+        context = min(longest[0], self.limit) if longest[0] else attended / decodes
+        own = min(longest[1], self.limit) if longest[1] else read / chunks
         prompts = Beside(tokens, new, read, own, 0.0)
         added = self.count * float(self.mixed.decodes(decodes, attended, context, prompts))
         return max(added, alone - self.count * float(self.mixed.shared(prompts)))
@@ -111,7 +111,7 @@ class PrefillTerm:
     cut: float = 0.0
     fitted: bool = False
     mixed: MixedKernel | None = None
-    unlimited: bool = False
+    limit: float = inf
 
     def seconds(
         self, tokens: int, pairs: tuple[int, ...], entries: tuple[int, ...], chunks: int, longest: int
@@ -123,12 +123,12 @@ class PrefillTerm:
         else:
             attended, read = blend(self.mix, pairs), blend(self.mix, entries)
         moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
-        context = max(longest, read / chunks) if self.unlimited else read / chunks
+        context = min(longest, self.limit) if longest else read / chunks
         if self.mixed is not None:
             return self.count * (self.launch + moved + float(self.mixed.prompts(tokens, attended, context)))
         if self.fitted:
             busy = self.compute * attended + self.per_row * tokens
-            if self.unlimited:
+            if self.limit == inf:
                 busy = float(blended(busy, self.critical * context, ABREAST))
             else:
                 busy += self.compute * min(self.cut * tokens, attended)
@@ -218,7 +218,7 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
             mixed = mixed_kernel(op, device, node.accelerator)
             found[key] = DecodeTerm(
                 op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curves, ramp, ramp.last,
-                count * ramp.y[-1], mixed, op.unlimited, count * curves.wait,
+                count * ramp.y[-1], mixed, op.limit, count * curves.wait,
                 0.0 if mixed is None else count * mixed.last, 0.0 if mixed is None else mixed.unsplit,
             )  # fmt: skip
     return tuple(found.values())
@@ -250,7 +250,7 @@ def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[
             per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written
             term = PrefillTerm(
                 op.mix, _only_span(op.mix), op.count, launch, per_pair, op.pair_bytes / moved, op.entry_bytes / moved,
-                per_token, critical, per_row, cut, curve is not None, kernel, op.unlimited,
+                per_token, critical, per_row, cut, curve is not None, kernel, op.limit,
             )  # fmt: skip
             key = replace(term, count=0)
             found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))

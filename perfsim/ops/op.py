@@ -80,6 +80,11 @@ class Op:
     beside: Beside | None = None
     format: str = ""
 
+    @property
+    def unlimited(self) -> bool:
+        """Whether attention reaches all tokens."""
+        return self.limit == np.inf
+
 
 @dataclass(frozen=True, slots=True)
 class Collective:
