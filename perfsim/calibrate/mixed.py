@@ -104,7 +104,7 @@ def kernel_op(heads: float, kv_heads: float, dim: float) -> Op:
     return Op(
         "decode_attention", "attention", 1, 0.0, 0.0, 0.0, "bf16", driver="attention", sequence_read_bytes=moved,
         sequence_write_bytes=moved, entry_bytes=2 * kv_heads * dim * BYTES, pair_flops=4 * heads * dim, heads=heads,
-        tiles=kv_heads, format="bf16",
+        tiles=kv_heads, format="bf16", limit=np.inf,
     )  # fmt: skip
 
 

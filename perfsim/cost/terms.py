@@ -82,8 +82,8 @@ class DecodeTerm:
         if self.mixed is None:
             return alone
         new, read = (sums[self.span] if self.span >= 0 else blend(self.mix, sums) for sums in (pairs, entries))
-        context = min(longest[0], self.limit) if longest[0] else attended / decodes
-        own = min(longest[1], self.limit) if longest[1] else read / chunks
+        context = min(longest[0], self.limit) if longest[0] and self.limit else attended / decodes
+        own = min(longest[1], self.limit) if longest[1] and self.limit else read / chunks
         prompts = Beside(tokens, new, read, own, 0.0)
         added = self.count * float(self.mixed.decodes(decodes, attended, context, prompts))
         return max(added, alone - self.count * float(self.mixed.shared(prompts)))
@@ -111,7 +111,7 @@ class PrefillTerm:
     cut: float = 0.0
     fitted: bool = False
     mixed: MixedKernel | None = None
-    limit: float = inf
+    limit: float = 0.0
 
     def seconds(
         self, tokens: int, pairs: tuple[int, ...], entries: tuple[int, ...], chunks: int, longest: int
@@ -123,7 +123,7 @@ class PrefillTerm:
         else:
             attended, read = blend(self.mix, pairs), blend(self.mix, entries)
         moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
-        context = min(longest, self.limit) if longest else read / chunks
+        context = min(longest, self.limit) if longest and self.limit else read / chunks
         if self.mixed is not None:
             return self.count * (self.launch + moved + float(self.mixed.prompts(tokens, attended, context)))
         if self.fitted:

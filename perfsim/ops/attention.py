@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     heads: float
     tiles: float
     format: str
-    limit: float = np.inf
+    limit: float = 0.0
 
 
 SCORE_BYTES = 4  # an indexer writes fp32 scores, which the selection reads (DeepGEMM's fp8_mqa_logits, vLLM)
@@ -199,8 +199,8 @@ def _attention_core(
     read = sum(weight * step.prefill_context[index] for index, weight in mix)
     mean, own = attended / np.maximum(decodes, 1.0), read / np.maximum(step.logits - decodes, 1.0)
     longest = (  # nobody says: all are equal
-        np.where(np.greater(step.decode_longest, 0.0), np.minimum(step.decode_longest, limit), mean),
-        np.where(np.greater(step.prefill_longest, 0.0), np.minimum(step.prefill_longest, limit), own),
+        np.where(np.greater(step.decode_longest * bool(limit), 0.0), np.minimum(step.decode_longest, limit), mean),
+        np.where(np.greater(step.prefill_longest * bool(limit), 0.0), np.minimum(step.prefill_longest, limit), own),
     )
     yield Op(
         "decode_attention", "decode_attention", count, attended * decode_flops,

@@ -50,7 +50,7 @@ class Op:
     `heads` of queries; `beside`, the prompt chunks of the step (of decode attention only); `tiles`, what one sequence
     is split into (K/V heads), or the experts that are picked, each row of which is `pair_flops` and enters with `depth`
     bytes; `format`, how the weights or the cache are stored ("": no curve was fitted to such an op); `limit`, the
-    most tokens that attention reaches.
+    most tokens that attention reaches (0: contexts are taken at their mean).
     """
 
     kind: OpKind
@@ -65,7 +65,7 @@ class Op:
     sequences: Num = 0.0
     context: Num = 0.0
     longest: Num = 0.0
-    limit: float = np.inf
+    limit: float = 0.0
     mix: tuple[tuple[int, float], ...] = ()
     sequence_read_bytes: float = 0.0
     sequence_write_bytes: float = 0.0
