@@ -100,7 +100,8 @@ def test_requests_are_sent_when_they_were_with_their_own_lengths(tmp_path) -> No
     assert (found["rows"], found["expressible"]) == (300, 300)
     predicted = {level: 0.03 * (1 + found["metrics"][f"ttft_s:{level}"]["bias"]) for level in ("p50", "p99")}
     cold = 500 * 2 * 8e9 / 989e12  # seconds of a prompt's arithmetic at the peak of an H100
-    assert predicted["p99"] - predicted["p50"] > cold  # a third of the prompts are new
+    weights = 2 * 8e9 / 3.35e12  # seconds that both kinds of steps read them for, hidden behind the arithmetic
+    assert predicted["p99"] - predicted["p50"] > cold - weights  # a third of the prompts are new
     assert predicted["p50"] < 0.03
 
 

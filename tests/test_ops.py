@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfsim.ops.mlp import distinct_experts
-from perfsim.ops.op import Collective, Op
+from perfsim.ops.op import Beside, Collective, Op
 from perfsim.ops.step import FULL, Span, StepShape, attended_pairs, context_read
 from perfsim.ops.transformer import lower
 from perfsim.spec import catalog
@@ -237,6 +237,12 @@ def test_one_token_reads_all_the_experts_it_visits(num_experts: int, per_token: 
     assert distinct_experts(1.0, num_experts, per_token, popularity) == pytest.approx(per_token, rel=1e-9)
 
 
+def numbers_of(work: Op) -> list[object]:
+    """The fields of an operator, with those of the prompts beside it in place of them."""
+    fields = [getattr(work, field) for field in work.__dataclass_fields__]
+    return [part for field in fields for part in (field if isinstance(field, Beside) else [field])]
+
+
 @pytest.mark.parametrize("name", [*MODELS, *KINDS])
 @pytest.mark.parametrize("tp", [1, 4])
 @settings(max_examples=5, deadline=None)
@@ -247,8 +253,7 @@ def test_one_step_and_many_are_lowered_alike(name: str, tp: int, batches: list[t
     many = lower(model, stacked(steps), tp=tp, expert_popularity=1.0)
     for row, step in enumerate(steps):
         for one, all_ in zip(lower(model, step, tp=tp, expert_popularity=1.0), many, strict=True):
-            for field in one.__dataclass_fields__:
-                alone, among = getattr(one, field), getattr(all_, field)
+            for alone, among in zip(numbers_of(one), numbers_of(all_), strict=True):
                 if isinstance(among, np.ndarray):
                     assert among.shape == (len(steps),)
                     assert among[row] == pytest.approx(alone, rel=1e-12, abs=0)
