@@ -235,6 +235,8 @@ class Engine(EngineFront):
         batch = [(request, request.computed + chunk) for request, chunk in chunks]
         again = [(request, request.prompt) for request in offload.starved if request.decoding]
         offload.scheduled(sorted(batch + again, key=_place) if again else batch)
+        if offload.tier.decided:
+            self.blocked = False  # whoever finds there what is being stored is passed over for as long
 
     # --- executing --------------------------------------------------------------------------------------------------
 
