@@ -98,6 +98,32 @@ def test_jumps_equal_steps(scenario) -> None:
     same(kind, config, chunk, clients=clients, think=think)
 
 
+def crowded(seed: int) -> RequestChunk:
+    """Prompts that share three paths, some too long for the blocks that are left, and too many for a small tier."""
+    rng = np.random.default_rng(seed)
+    prompts = rng.choice([1, 1, 60, 150, 300, 350], 60)
+    paths = rng.integers(0, 3, 60)
+    hashes = [[100 * int(path) + i for i in range(-(-int(p) // 16))] for path, p in zip(paths, prompts, strict=True)]
+    return RequestChunk(
+        arrival_s=np.sort(rng.integers(0, 13, 60)) / 20, prompt_tokens=prompts, output_tokens=rng.integers(1, 100, 60),
+        hash_block_ids=hashes, hash_block_tokens=16,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("seed", range(16))
+def test_a_head_that_waits_for_blocks_is_passed_over_once_its_k_v_are_being_stored(
+    seed: int, asynchronous: bool
+) -> None:
+    """Somebody else's store that had found no room succeeds in the middle of a jump, and the head would find it."""
+    config = EngineConfig(
+        max_num_batched_tokens=160, max_num_seqs=21, max_model_len=4096, block_size=BLOCK, total_blocks=70,
+        prefix_caching=False, async_scheduling=asynchronous, reserve_full_isl=True,
+        tier=plan(7, chunk_blocks=2, block_s=1e-6, setup=5e-3),
+    )  # fmt: skip
+    same("gqa", config, crowded(seed))
+
+
 @settings(max_examples=30, deadline=None)
 @given(trees(), st.integers(2, 3))
 def test_ranks_in_lock_step_have_tiers_of_their_own(scenario, dp) -> None:

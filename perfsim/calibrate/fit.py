@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsim.calibrate.forms import NUISANCE, Form, fit_range, form
+from perfsim.calibrate.bounds import NUISANCE
+from perfsim.calibrate.forms import Form, fit_range, form
 from perfsim.calibrate.rows import Array, Rows
 from perfsim.spec.hardware import Accelerator
 

@@ -222,28 +222,20 @@ class Engine(EngineFront):
             queued = self.waiting or self.loaded
             again = stalled or preempted or self.late or (queued and not self.blocked)
             return self._decode_work(0, limit=1 if again else _NO_LIMIT)
-        if self.offload is not None:
-            self._tell_tier(self.offload, ())
+        if self.offload is not None and self.offload.planned(()):
+            self.blocked = False
         self._rejoin()
         # No step came between: only those who have waited for longer than that still owe a gap of their own.
         self.late += [request for request in stalled if request.last_token < self.now]
         self.stalled = []
         return None
 
-    def _tell_tier(self, offload: Offload, chunks: Sequence[tuple[Request, int]]) -> None:
-        """A batch has been formed: what it computes goes to the host, as does what found no room there before."""
-        batch = [(request, request.computed + chunk) for request, chunk in chunks]
-        again = [(request, request.prompt) for request in offload.starved if request.decoding]
-        offload.scheduled(sorted(batch + again, key=_place) if again else batch)
-        if offload.tier.decided:
-            self.blocked = False  # whoever finds there what is being stored is passed over for as long
-
     # --- executing --------------------------------------------------------------------------------------------------
 
     def _mixed_work(self, chunks: list[tuple[Request, int]]) -> Work:
         """One step with prefill work; decodes take part in it."""
-        if self.offload is not None:
-            self._tell_tier(self.offload, chunks)
+        if self.offload is not None and self.offload.planned(chunks):
+            self.blocked = False
         batch = self.batch
         decodes = batch.size
         new = 0
@@ -285,8 +277,8 @@ class Engine(EngineFront):
             limit = 1  # what arrived or was freed during the step in flight counts from the next one on
         if need:
             kv.take(need)
-        if self.offload is not None:
-            self._tell_tier(self.offload, ())
+        if self.offload is not None and self.offload.planned(()):
+            self.blocked = False
         if self.ended:
             self._give_back()
         if limit > 1:
@@ -391,10 +383,6 @@ class Engine(EngineFront):
         request.computed = 0
         request.preemptions += 1
         self.waiting.push_preempted(request)
-
-
-def _place(scheduled: tuple[Request, int]) -> int:
-    return scheduled[0].order
 
 
 def _admission(request: Request) -> int:

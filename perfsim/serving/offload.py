@@ -202,11 +202,17 @@ class Offload:
 
     # --- stores -----------------------------------------------------------------------------------------------------
 
-    @property
-    def starved(self) -> list[Request]:
-        """Requests that try again in every step to store what they have computed; those it would help."""
-        version = self.tier.version
-        return [request for request, tried in self._starved.items() if tried != version]
+    def planned(self, chunks: Chunks) -> bool:
+        """A batch has been formed: what it computes goes to the host, as does what found no room there before.
+
+        Prompt `chunks` are what it computes of whom. Decodes that found no room try again when that may help. Whether
+        anything is stored: whoever would find it is passed over for as long, so that the queue has to be asked again.
+        """
+        batch = [(request, request.computed + chunk) for request, chunk in chunks]
+        again = [(request, request.prompt) for request in self._starved
+                 if request.decoding and self._starved[request] != self.tier.version]  # fmt: skip
+        self.scheduled(sorted(batch + again, key=_place) if again else batch)
+        return bool(self.tier.decided)
 
     def scheduled(self, batch: Chunks) -> None:
         """A batch has been formed: (request, tokens of it that will be computed then), in the engine's order."""
@@ -256,3 +262,7 @@ class Offload:
         self.tier.submit(self._busy_until)
         self.tier.see(float("inf"))
         return "requests are still loading K/V" if self.loading else self.tier.check()
+
+
+def _place(scheduled: tuple[Request, int]) -> int:
+    return scheduled[0].order
