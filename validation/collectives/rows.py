@@ -33,7 +33,12 @@ NODES = {
     "h200_sxm_141gb": "dgx-h200", "H200": "dgx-h200", "b200_sxm": "dgx-b200", "B200": "dgx-b200",
     "gb200": "gb200-nvl72", "GB200": "gb200-nvl72", "H800": "h800-8x-sxm",
     "a100": "dgx-a100", "l40s": "l40s-48gb", "rtx_pro_6000_server": "rtx-pro-6000-blackwell-96gb",
+    "b300_sxm": "b300-8x-sxm", "B300": "b300-8x-sxm", "gb300": "gb300-nvl72", "GB300": "gb300-nvl72",
+    "H20": "h20-8x-sxm", "A800": "a800-8x-sxm",
+    "h20_sxm": "h20-8x-sxm", "h800": "h800-8x-sxm", "mi300x": "mi300x-8x", "MI300X": "mi300x-8x",
+    "mi325x": "mi325x-8x", "mi355x": "mi355x-8x",
 }  # fmt: skip
+RACKS = frozenset({"gb200-nvl72", "gb300-nvl72"})  # trays of four GPUs each, all behind the same switches
 OPERATIONS: dict[str, CollectiveKind] = {
     "all_reduce": "all_reduce", "allreduce": "all_reduce", "all_gather": "all_gather", "allgather": "all_gather",
     "reduce_scatter": "reduce_scatter", "reducescatter": "reduce_scatter", "alltoall": "all_to_all",
@@ -116,7 +121,7 @@ def public_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
             seconds = size * bus_factor(operation, gpus) / (row["busbw_GBps"] * 1e9)
         else:
             continue
-        nodes = 1 if node == "gb200-nvl72" else int(row["nodes"] or gpus // 8)
+        nodes = 1 if node in RACKS else int(row["nodes"] or gpus // 8)
         per_rank = row["collective"] == "allgather" and "per-rank input" in notes
         published = size * gpus if per_rank else size
         yield _row(node, nodes, _nccl_variant(notes), operation, gpus, published, seconds, row["source"])
@@ -162,7 +167,7 @@ def expert_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
         if row["dispatch_sms"] and int(float(row["dispatch_sms"])) != 20:
             continue
         node, nodes = NODES[row["system"]], int(row["node_num"])
-        per_node = 4 if row["system"] == "gb200" else 8
+        per_node = 4 if node in RACKS else 8
         gpus = nodes * per_node
         tokens, hidden, top = int(row["num_token"]), int(row["hidden_size"]), int(row["num_topk"])
         experts, low = int(row["num_experts"]), row["mode"] == "low_latency"

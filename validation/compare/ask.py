@@ -41,7 +41,7 @@ class Ask:
     """
 
     content: str
-    formats: tuple[tuple[str, str], ...] = ()
+    formats: tuple[tuple[str, str | bool], ...] = ()
     requests: bool = False
     sent: int = 0
 
@@ -61,8 +61,9 @@ class Answer:
 
 
 def ask(
-    content: Mapping[str, Any], *, formats: Mapping[str, str] | None = None, requests: bool = False, sent: int = 0
-) -> Ask:
+    content: Mapping[str, Any], *, formats: Mapping[str, str | bool] | None = None, requests: bool = False,
+    sent: int = 0,
+) -> Ask:  # fmt: skip
     """A question about the scenario file `content`."""
     return Ask(json.dumps(content, sort_keys=True), tuple(sorted((formats or {}).items())), requests, sent)
 
@@ -82,7 +83,7 @@ def scenario_of(question: Ask) -> Scenario:
 
 # Descriptors are read from their files once per process: there are thousands of scenarios, and few of these.
 @lru_cache(maxsize=64)
-def _model(name: str, formats: tuple[tuple[str, str], ...]) -> Any:
+def _model(name: str, formats: tuple[tuple[str, str | bool], ...]) -> Any:
     found = facts.arch(name)
     return found.model_copy(update=dict(formats)) if formats else found
 

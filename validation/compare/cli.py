@@ -38,10 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def compare(path: Path, conditions: Sequence[str] = (), *, bands: bool = True) -> dict[str, Any]:
     """The comparison of the table at `path`, restricted to rows that meet all COLUMN=VALUE conditions."""
-    whole = read_table(path)
-    if not len(whole):
-        raise InputError(f"--table: '{path}' has no rows, expected at least one")
-    table = replace(where(whole, conditions), bands=bands)
+    table = replace(where(read_table(path), conditions), bands=bands)
     kind = kind_of(table)
     kept, outcome = kind.compare(typed(table, kind.columns) if kind.read else table)
     return report(kept, outcome, name=path.name)

@@ -25,7 +25,7 @@ from validation.compare import deepep
 from validation.compare.ask import Progress
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.table import Table
-from validation.ops.predict import CALIBRATION
+from validation.ops.predict import CALIBRATION, relative
 
 EAGER = Path(__file__).with_name("eager.yaml")
 COLLECTIVES = frozenset({"source", "system", "library", "framework", "op_name", "impl", "num_nodes", "num_gpus",
@@ -56,7 +56,7 @@ def library_seconds(row: Row, *, system: str = "", impl: str = "") -> float:
         return predict(row).seconds
     times = algorithm_seconds(row.work, links, efficiency)
     found = [float(seconds) for name, seconds in times.items() if name in known]
-    host = system if impl.endswith("eager") else row.source.split()[0] if row.backend == "nccl torch" else ""
+    host = _host(system) if impl.endswith("eager") else row.source.split()[0] if row.backend == "nccl torch" else ""
     floor = float(_floors().get(host, 0.0))
     return max([floor, min(found)]) if found else predict(row).seconds
 
@@ -67,11 +67,24 @@ def _library(one: Row, row: Mapping[str, Any]) -> float:
 
 @cache
 def _efficiency(node: str, engine: str) -> tuple[DeviceEfficiency, Fabric]:
+    """The curves of the node's links; where nobody timed them, those of its GPU's relative on the same kind of link."""
     machine = catalog.node(node)
     chip = machine.accelerator.name
     device = find_calibration(accelerator=chip, engine="vllm").device
     curves = load_operators(CALIBRATION, device=chip, engine=engine, borrowed=False)
+    if not curves.source and catalog.node(relative(chip)).scale_up.kind == machine.scale_up.kind:
+        curves = load_operators(CALIBRATION, device=relative(chip), engine=engine, borrowed=False)
     return (device.model_copy(update={"curves": curves}) if curves.source else device), fabric(machine)
+
+
+@cache
+def _host(system: str) -> str:
+    """The system whose host launches eagerly as this one's does."""
+    if system in _floors() or system not in measured.NODES:
+        return system
+    other = relative(catalog.node(measured.NODES[system]).accelerator.name)
+    return next((name for name in _floors() if name in measured.NODES and
+                 catalog.node(measured.NODES[name]).accelerator.name == other), system)  # fmt: skip
 
 
 @cache
@@ -131,6 +144,9 @@ def _reason(row: Mapping[str, Any]) -> str:
     machine = row.get("system", row.get("gpu"))
     if machine not in measured.NODES:
         return f"no machine stands for '{machine}'"
+    nodes = row.get("num_nodes") or row.get("node_num") or row.get("nodes") or 1
+    if int(nodes) > 1 and catalog.node(measured.NODES[machine]).nics is None:
+        return f"network between nodes of '{machine}' not published"
     if row.get("num_gpus") and measured.without_peers(row):
         return "more than two GPUs on a host without peer-to-peer"
     if "DeepEP" in str(row.get("source")):

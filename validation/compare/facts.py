@@ -32,14 +32,16 @@ def device(name: str | None) -> str:
     """The accelerator that a table calls `name`; InexpressibleError when perfsim knows none of this name."""
     if not name:
         raise InexpressibleError("no device stated")
-    found = facts("devices").get(name) or facts("devices").get(name.lower())
-    known = {entry.lower(): entry for entry in catalog.list_accelerators()}
-    aliases = {alias.lower(): target for alias, target in catalog.aliases("hardware").items()}
-    key = (found or name).lower()
-    key = aliases.get(key, key)
-    if key not in known:
+    from validation.compare.names import device_named
+
+    accelerators = set(catalog.list_accelerators())
+    aliases = {alias: target for alias, target in catalog.aliases("hardware").items() if target in accelerators}
+    known = {entry: entry for entry in accelerators} | aliases | facts("devices")
+    exact = {alias.lower(): target for alias, target in known.items()}
+    found = exact.get(name.lower()) or device_named(name, known)
+    if found is None:
         raise InexpressibleError(f"no descriptor of device '{name}'")
-    return known[key]
+    return str(found)
 
 
 @cache
@@ -49,7 +51,10 @@ def model(name: str | None) -> str:
 
     if not name:
         raise InexpressibleError("no model stated")
-    for candidate in (facts("models").get(name), name):
+    from validation.compare.names import model_named
+
+    aliases = {alias.lower(): target for alias, target in facts("models").items()}
+    for candidate in (aliases.get(name.lower()), name, model_named(name, catalog.list_models())):
         if candidate is None:
             continue
         try:
@@ -58,6 +63,11 @@ def model(name: str | None) -> str:
             continue
         return str(candidate)
     raise InexpressibleError(f"no descriptor of model '{name}'")
+
+
+def has_experts(model: str) -> bool:
+    """Whether the model is a mixture of experts."""
+    return any(group.mlp is not None and group.mlp.kind == "moe" for group in arch(model).layers)
 
 
 @cache
@@ -79,13 +89,15 @@ def node_of(accelerator: str) -> tuple[str, int]:
     return node.name, node.accelerator_count
 
 
-def version_of(engine: str, version: str | None) -> dict[str, Any]:
+def version_of(engine: str, version: str | None, *, date: str | None = None) -> dict[str, Any]:
     """What `engine` chose by default in `version`; InexpressibleError when the version, or what it chose, is not known.
 
-    facts.yaml lists (first version, defaults) in order; the last one that is not newer holds.
+    facts.yaml lists (first version, defaults) in order; the last one that is not newer holds. Without a version, those
+    that were out by `date` (of the run, 2026-01-31) may have run: what they all chose holds.
     """
     entries = facts("engines").get(engine, ())
-    choices = [_choices(entry) for entry in entries]
+    out = [entry for entry in entries if version or not date or str(entry.get("released", "")) <= date]
+    choices = [_choices(entry) for entry in out]
     if choices and all(choice == choices[0] for choice in choices):
         return choices[0]  # the version does not matter
     if not version:
@@ -124,7 +136,7 @@ def check_drafts(row: Mapping[str, Any], *, engine: str) -> None:
 
 
 def _choices(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("since", "source", "verified")}
+    return {key: value for key, value in entry.items() if key not in ("since", "released", "source", "verified")}
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from validation.compare import facts, plans
+from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, ask
 from validation.compare.facts import InexpressibleError
 from validation.compare.outcome import Outcome, Pair
@@ -21,7 +21,6 @@ LATENCIES = {
     for column, name in (("ttft", "ttft"), ("tpot", "tpot"), ("e2el", "e2e"))
     for statistic in ("mean", "median", "p90", "p99")
 }  # fmt: skip
-FORMATS = {"fp8": "fp8", "fp4": "nvfp4", "bf16": "bf16"}
 Row = Mapping[str, Any]
 
 
@@ -57,15 +56,16 @@ def question_of(row: Row) -> Ask:
         raise InexpressibleError("acceptance of drafts not published")
     engine = plans.engine(row["framework"])
     model, accelerator = facts.model(row["model"]), facts.device(row["hardware"])
-    label = FORMATS.get(row["precision"])
+    label = row["precision"]
     if label is None:
-        raise InexpressibleError(f"precision '{row['precision']}' not known")
+        raise InexpressibleError("no precision stated")
     version = _version(row.get("image"))
     workload, sent = plans.closed_loop(spread=True, **_load(row))
     plan = _plan(row, "decode", accelerator, model)
     content: dict[str, Any] = {
         "model": model, "hardware": accelerator, "engine": engine,
-        "policy": plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=plan),
+        "policy": plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=plan,
+                                      date=row.get("date")),
         "workload": workload,
     }  # fmt: skip
     if row["disagg"]:
@@ -75,12 +75,14 @@ def question_of(row: Row) -> Ask:
             own = _plan(row, role, accelerator, model)
             if row.get(f"num_{role}_gpu") not in (None, workers * own["gpus"]):
                 raise InexpressibleError("plan not published: workers and their GPUs do not add up")
-            policy = plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=own)
+            policy = plans.engine_policy(
+                engine, version=version, accelerator=accelerator, model=model, plan=own, date=row.get("date")
+            )
             groups.append(group(role, workers, own, policy))
         content["deployment"] = {"groups": groups, "router": {"kind": "least_loaded"}}
     else:
         content |= plans.keys_of(plan, model)
-    return ask(content, formats=plans.weight_formats(model, gemm=label, moe=label), sent=sent)
+    return ask(content, formats=formats.weight_formats(model, gemm=label, moe=label), sent=sent)
 
 
 def _load(row: Row) -> dict[str, int]:
@@ -119,7 +121,7 @@ def position_question(row: Row) -> Ask:
     engine, model, accelerator = plans.engine(row["framework"]), facts.model(row["model"]), client["device"]
     spread, ranks = layouts[kind]
     count = int(gpus)
-    spread = spread and plans.has_experts(model)
+    spread = spread and facts.has_experts(model)
     plan = {"tp": 1 if ranks else count, "dp": count if ranks else 1, "ep": count if spread else 1, "pp": 1,
             "gpus": count}  # fmt: skip
     plans.check_size(plan, accelerator=accelerator, model=model)
@@ -132,4 +134,4 @@ def position_question(row: Row) -> Ask:
         ),
         "workload": workload, **plans.keys_of(plan, model),
     }  # fmt: skip
-    return ask(content)
+    return ask(content, formats=formats.named_formats(row["model"]))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from perfsim.ops.cache import growing_bytes
 from perfsim.spec.policy import ServingPolicy
-from validation.compare import facts, plans
+from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companion
 from validation.compare.facts import InexpressibleError
@@ -141,7 +141,7 @@ def question_of(row: Row, *, trace: Path | None = None) -> Ask:
         # Replicas that share nothing, experts neither: a run with dp 2 has the time per token of one replica at half
         # the rate, far above what experts spread over all of its GPUs would take.
         content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
-    return ask(content, formats=_formats(row["precision"], model), requests=True)
+    return ask(content, formats=_formats(row, model), requests=True)
 
 
 def _stages(text: str) -> list[tuple[float, float]]:
@@ -184,16 +184,20 @@ def _memory(row: Row, *, model: str, client: Mapping[str, Any]) -> dict[str, Any
     return policy
 
 
-def _formats(precision: str | None, model: str) -> dict[str, str]:
-    """FP8 runs quantise the projections of a bf16 checkpoint when it is loaded; FP8 checkpoints are as they are."""
-    found = facts.arch(model)
-    if precision == "FP8":
-        if found.linear_dtype in ("bf16", "fp16"):
-            return {"linear_dtype": "fp8", "expert_dtype": "fp8"}
-        return {}
-    if precision in ("FP16", "BF16"):
-        return {}
-    raise InexpressibleError("no precision stated" if not precision else f"precision '{precision}' not known")
+def _formats(row: Row, model: str) -> dict[str, str | bool]:
+    """FP8 runs quantise the projections of a bf16 checkpoint when it is loaded; FP8 checkpoints are as they are.
+
+    A precision of 16 bits is that of activations: a checkpoint whose name says other weights has those.
+    """
+    precision = row["precision"]
+    if not precision:
+        raise InexpressibleError("no precision stated")
+    label = str(precision).lower()
+    if label not in formats.LABELS:
+        raise InexpressibleError(f"precision '{precision}' not known")
+    if formats.LABELS[label][0] is None:
+        return formats.named_formats(row["model"])
+    return formats.weight_formats(model, gemm=label, moe=None)
 
 
 def _prompt_tokens(row: Row, retokenised: float) -> int:

@@ -21,6 +21,7 @@ from perfsim.spec.model import (
 )
 from validation.compare import facts
 from validation.compare.facts import InexpressibleError
+from validation.compare.formats import named_arch
 from validation.compare.kernel_tables import compare_kernels
 from validation.compare.lowered import Floats, Rows, calibration, prefills, seconds
 from validation.compare.outcome import Outcome
@@ -49,7 +50,7 @@ def compare_layers(table: Table, record: Record | None = None) -> tuple[Table, O
 
     def predict(values: Any, rows: Rows) -> Floats:
         hardware, name, tp, op = values
-        accelerator, model = facts.device(hardware), facts.arch(facts.model(name))
+        accelerator, model = facts.device(hardware), named_arch(name)
         timed = _streamed("llmservingsim_layers", model, op, size[rows], rows, int(tp), accelerator, record)
         if timed is not None:
             return timed
@@ -67,7 +68,7 @@ def compare_old_layers(table: Table, record: Record | None = None) -> tuple[Tabl
 
     def predict(values: Any, rows: Rows) -> Floats:
         hardware, name, tp, layer = values
-        accelerator, model = facts.device(hardware.removesuffix("-1")), facts.arch(facts.model(name))
+        accelerator, model = facts.device(hardware.removesuffix("-1")), named_arch(name)
         if layer == "attn":
             step = prefills(model, sequences=np.ones(len(rows)), new=tokens[rows], past=cached[rows])
             ops = [op for op in lower(model, step, tp=int(tp)) if isinstance(op, Op) and op.kind == "prefill_attention"]

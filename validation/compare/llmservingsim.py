@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.compare import facts, plans
+from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companion
 from validation.compare.facts import InexpressibleError
@@ -103,7 +103,7 @@ def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
         content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
         dp = 1
     content["parallel"] = {"tp": tp, "dp": dp, "ep": tp * dp if first.get("ep") else 1}
-    return ask(content, requests=True)
+    return ask(content, formats=formats.named_formats(first["model"]), requests=True)
 
 
 def _trace(rows: list[dict[str, Any]], folder: Path) -> Path:

@@ -14,9 +14,13 @@ Plan = dict[str, int]
 # Closed loops: prefills of this many tokens, so many of them and so few requests per client are simulated.
 PREFILL, MOST_PREFILLS, FEWEST = 8192, 10_000, 3
 MOST = 1 << 53  # of whatever is counted: beyond it a float is no exact count
+# What tables call an engine, `-` for spaces and `_`. Dynamo and MoRI carry requests and K/V between workers of the
+# engine that they are named with.
 ENGINES = {
-    "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "trt": "trtllm",
+    "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", "trt": "trtllm", "tensorrt-llm": "trtllm",
+    "trt-llm": "trtllm",
     "dynamo-sglang": "sglang", "dynamo-trt": "trtllm", "dynamo-trtllm": "trtllm", "dynamo-vllm": "vllm",
+    "mori-sglang": "sglang",
 }  # fmt: skip
 
 
@@ -24,9 +28,10 @@ def engine(name: str | None) -> str:
     """The engine profile for what a table calls its framework."""
     if name is None:
         raise InexpressibleError("no engine stated")
-    if name not in ENGINES:
+    found = ENGINES.get(name.strip().lower().replace("_", "-").replace(" ", "-"))
+    if found is None:
         raise InexpressibleError(f"no profile of engine '{name}'")
-    return ENGINES[name]
+    return found
 
 
 def count(row: Mapping[str, Any], column: str, *, reason: str | None = None, least: int = 1) -> int:
@@ -41,11 +46,6 @@ def count(row: Mapping[str, Any], column: str, *, reason: str | None = None, lea
     return number
 
 
-def has_experts(model: str) -> bool:
-    """Whether the model is a mixture of experts."""
-    return any(group.mlp is not None and group.mlp.kind == "moe" for group in facts.arch(model).layers)
-
-
 def parallel_plan(
     *, model: str, tp: int, attention_dp: int, moe_tp: int, moe_ep: int, inflated: bool, pp: int = 1
 ) -> Plan:  # fmt: skip
@@ -56,7 +56,7 @@ def parallel_plan(
     plan fits the numbers.
     """
     ranks = max(1, attention_dp)
-    if not has_experts(model):
+    if not facts.has_experts(model):
         return {"tp": tp, "dp": ranks, "ep": 1, "pp": pp, "gpus": tp * ranks * pp}
     if pp > 1 and ranks > 1:
         raise InexpressibleError("pipeline stages with data-parallel ranks are not modelled")
@@ -97,19 +97,25 @@ def _heads(group: Any) -> int:
 
 def keys_of(plan: Plan, model: str) -> dict[str, Any]:
     """`parallel`, and `deployment` for the ranks of a dense model, which share nothing."""
-    if has_experts(model) or plan["dp"] == 1:
+    if facts.has_experts(model) or plan["dp"] == 1:
         return {"parallel": {name: plan[name] for name in ("tp", "dp", "ep", "pp")}}
     ranks = {"groups": [{"name": "rank", "count": plan["dp"]}], "router": {"kind": "least_loaded"}}
     return {"parallel": {"tp": plan["tp"], "pp": plan["pp"]}, "deployment": ranks}
 
 
-def engine_policy(name: str, *, version: str | None, accelerator: str, model: str, plan: Plan) -> dict[str, Any]:
-    """What the engine chooses by itself, as a scenario's `policy`; vLLM's own choices are the loader's."""
-    policy: dict[str, Any] = {"async_scheduling": facts.version_of(name, version)["async_scheduling"]}
+def engine_policy(
+    name: str, *, version: str | None, accelerator: str, model: str, plan: Plan, date: Any = None
+) -> dict[str, Any]:
+    """What the engine chooses by itself, as a scenario's `policy`; vLLM's own choices are the loader's.
+
+    `date` is that of the run, for rows without a version.
+    """
+    day = None if date is None else str(date)[:10]
+    policy: dict[str, Any] = {"async_scheduling": facts.version_of(name, version, date=day)["async_scheduling"]}
     device = facts.accelerator(accelerator)
     if name == "sglang":
         chunk = sglang_defaults.chunked_prefill_size(device)
-        ranks = plan["dp"] if has_experts(model) else 1
+        ranks = plan["dp"] if facts.has_experts(model) else 1
         mla = any(getattr(group.attention, "kind", "") == "mla" for group in facts.arch(model).layers)
         share = sglang_defaults.mem_fraction_static(
             device, gpus=plan["gpus"], tp=plan["tp"] * ranks, attention_ranks=ranks, chunk=chunk, mla=mla
@@ -147,30 +153,3 @@ def closed_loop(*, isl: int, osl: int, clients: int, spread: bool) -> tuple[dict
     return {"kind": "synthetic", "num_requests": simulated * clients,
             "arrivals": {"kind": "closed", "concurrency": clients}, "prompt": length(isl),
             "output": length(osl)}, sent  # fmt: skip
-
-
-def format_of(name: str | None) -> str | None:
-    """The weight format that the name of a quantised checkpoint ends in, `...-FP8`; None where it has none."""
-    ends = {"fp8": "fp8", "fp4": "nvfp4", "nvfp4": "nvfp4"}
-    return next((ends[part] for part in reversed((name or "").lower().split("-")) if part in ends), None)
-
-
-def weight_formats(model: str, *, gemm: str | None, moe: str | None) -> dict[str, str]:
-    """What replaces the checkpoint's formats; {} where the named checkpoint has the stated ones already.
-
-    Labels say fp8 for every 8-bit float. NVFP4 checkpoints of a model whose own is FP8 quantise the projections outside
-    attention and the experts, which stays in bf16 (NVIDIA's DeepSeek-V3.1-NVFP4, hf_quant_config.json).
-    """
-    found = facts.arch(model)
-    known = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "fp4": "nvfp4", "bfloat16": None, "bf16": None}
-    for label in (gemm, moe):
-        if label is not None and label not in known:
-            raise InexpressibleError(f"weight format '{label}' not known")
-    linear, expert = (known[label] if label else None for label in (gemm, moe))
-    if linear is None or found.expert_dtype in ("mxfp4", "int4_g32"):
-        return {}  # nothing stated, or a checkpoint that exists in one format only
-    if found.linear_dtype in ("bf16", "fp16"):
-        return {"linear_dtype": linear, "expert_dtype": expert or linear}
-    if linear == "nvfp4" and found.linear_dtype != "nvfp4":
-        return {"linear_dtype": "nvfp4", "expert_dtype": "nvfp4", "attention_dtype": found.dtype}
-    return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from validation.compare import facts, plans
+from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.facts import InexpressibleError
 from validation.compare.outcome import Outcome, Pair, outcome_of
@@ -99,21 +99,23 @@ def question_of(row: Row) -> Ask:
                                                                                    model)),
     }  # fmt: skip
     # Without a stated format, the checkpoint's: its own, or the one that its name says.
-    stated = row.get("gemm_quant_mode") or plans.format_of(row["model_path"])
-    formats = plans.weight_formats(model, gemm=stated, moe=row.get("moe_quant_mode"))
-    return ask(content, formats=formats, sent=sent)
+    stated = row.get("gemm_quant_mode") or formats.format_of(row["model_path"])
+    labels = formats.weight_formats(model, gemm=stated, moe=row.get("moe_quant_mode"))
+    return ask(content, formats=labels, sent=sent)
 
 
 def _plan(row: Row, prefix: str, model: str, accelerator: str, *, inflated: bool) -> plans.Plan:
-    if plans.has_experts(model):
-        for axis in ("attention_dp", "moe_tp", "moe_ep"):
-            if row.get(f"{prefix}{axis}_size") is None:
+    tp = plans.count(row, f"{prefix}tp_size", reason="plan not published")
+    ranks, moe_tp, moe_ep = (row.get(f"{prefix}{axis}_size") for axis in ("attention_dp", "moe_tp", "moe_ep"))
+    if facts.has_experts(model):
+        if ranks is None and moe_tp and moe_ep and moe_tp * moe_ep == tp:
+            ranks = 1  # attention and experts are on the same GPUs
+        for axis, size in (("attention_dp", ranks), ("moe_tp", moe_tp), ("moe_ep", moe_ep)):
+            if size is None:
                 raise InexpressibleError(f"plan not published: {axis}_size of a mixture of experts")
     plan = plans.parallel_plan(
-        model=model, tp=plans.count(row, f"{prefix}tp_size", reason="plan not published"),
-        attention_dp=int(row.get(f"{prefix}attention_dp_size") or 1), pp=int(row.get(f"{prefix}pp_size") or 1),
-        moe_tp=int(row.get(f"{prefix}moe_tp_size") or 1), moe_ep=int(row.get(f"{prefix}moe_ep_size") or 1),
-        inflated=inflated,
+        model=model, tp=tp, attention_dp=int(ranks or 1), pp=int(row.get(f"{prefix}pp_size") or 1),
+        moe_tp=int(moe_tp or 1), moe_ep=int(moe_ep or 1), inflated=inflated,
     )  # fmt: skip
     plans.check_size(plan, accelerator=accelerator, model=model)
     return plan
@@ -121,7 +123,12 @@ def _plan(row: Row, prefix: str, model: str, accelerator: str, *, inflated: bool
 
 def _policy(engine: str, row: Row, accelerator: str, model: str, plan: plans.Plan) -> dict[str, Any]:
     return plans.engine_policy(
-        engine, version=row.get("backend_version"), accelerator=accelerator, model=model, plan=plan
+        engine,
+        version=row.get("backend_version"),
+        accelerator=accelerator,
+        model=model,
+        plan=plan,
+        date=row.get("measured"),
     )
 
 

@@ -11,12 +11,16 @@ import numpy as np
 from perfsim.calibrate.forms import families_of, fit_range, form, resident
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.spec.catalog import accelerator
+from perfsim.spec.load import find_calibration
 from perfsim.spec.operators_file import FOLDER, CurveFit, OperatorsFile
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "hardware" / "calibration"
 COLD = 1.5  # times the L2 cache: nothing of the last repetition is left in it
+# Whose benchmark resembles a device's most, where it is not the device whose curves it borrows: eager launches waited
+# for the CPU, which is the same Grace in both superchips (facts of hardware/accelerators; B200s stand beside x86).
+SAME_HOST = {"gb300-288gb": "gb200-186gb"}
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,21 @@ def coefficients(rows: Rows) -> dict[str, float] | None:
 def benchmark_seconds(kind: Kind, stored: str, columns: dict[str, Array], *, device: str, backend: str) -> Array | None:
     """What the curve of a device and engine says, repeated on the same buffers like the benchmarks' launches are.
 
-    `columns` are those of the readers in `perfsim.calibrate.rows`. None where nothing was fitted.
+    `columns` are those of the readers in `perfsim.calibrate.rows`. A device that no benchmark ran on has the curve and
+    the conditions of its nearest relative on its own datasheet: both change little inside a family, and without an
+    eager launch's host time a small product would be 30 times too fast. None where nothing was fitted.
     """
     size = len(next(iter(columns.values())))
-    rows = Rows(device, backend, "", kind, stored, "", columns, np.ones(size), np.full(size, ""))
+    owner = device if fitted_file(device) else relative(device)
+    rows = Rows(owner, backend, "", kind, stored, "", columns, np.ones(size), np.full(size, ""))
     values = coefficients(rows) if size else None
     return None if values is None else form(rows).seconds(values, rows, accelerator(device))
+
+
+@cache
+def relative(device: str) -> str:
+    """The device with fitted curves that stands for one without."""
+    return SAME_HOST.get(device) or find_calibration(accelerator=device, engine="vllm").borrowed_from or device
 
 
 def compare(rows: Rows) -> Compared | None:
