@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.spec import catalog
+from perfsim.spec.foreign_file import load_foreign
 from perfsim.spec.uncertainty import UncertaintyFile
 from perfsim.spec.yaml import load_yaml
 from perfsim.uncertainty.spread import Z
@@ -107,10 +108,12 @@ def report(table: Table) -> Iterator[str]:
     folders = (root / "hardware" / "calibration" for root in catalog.data_directories())
     path = next(folder / "uncertainty.yaml" for folder in folders if (folder / "uncertainty.yaml").is_file())
     spreads = UncertaintyFile.model_validate(load_yaml(path))
+    laws = load_foreign(path.parent)
+    others = {*spreads.foreign.devices, *(name for law in laws.stacks.values() for name in law.devices)}
     table, outcome = kind_of(table).compare(table)
     closed = bool(CLOSED & set(table.names))
     engines = np.array([ENGINES.get(name, "vllm") for name in column(table, ENGINE_COLUMNS)])
-    foreign = np.array([_is_foreign(name, spreads) for name in column(table, DEVICE_COLUMNS)])
+    foreign = np.array([_is_foreign(name, others) for name in column(table, DEVICE_COLUMNS)])
     first = halves(table)
     yield f"{'engine':9}{'NAME':22}{'rows':>6}{'half':>6}{'size':>7}{'mean':>8} | coverage, width as is and with size"
     for engine, other in sorted({*zip(engines.tolist(), foreign.tolist(), strict=True)}):
@@ -136,9 +139,9 @@ def _lines(engine: str, name: str, found: Misses) -> Iterator[str]:
         )
 
 
-def _is_foreign(device: str, spreads: UncertaintyFile) -> bool:
+def _is_foreign(device: str, others: Collection[str]) -> bool:
     try:
-        return facts.device(device) in spreads.foreign.devices
+        return facts.device(device) in others
     except InexpressibleError:
         return False
 

@@ -11,6 +11,7 @@ from perfsim.errors import InputError, nearest
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration, DeviceEfficiency, EngineProfile, PowerModel
 from perfsim.spec.engines_file import fitted_overheads
+from perfsim.spec.foreign_file import StackLaw, load_foreign
 from perfsim.spec.operators_file import FOLDER, load_operators
 from perfsim.spec.problems import validated
 from perfsim.spec.uncertainty import Uncertainty, UncertaintyFile
@@ -45,8 +46,8 @@ class CalibrationFile(Spec):
     default: str
 
 
-def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibration:
-    """The coefficients for one accelerator and one engine profile.
+def load_calibration(path: Path, *, accelerator: str, engine: str, foreign: bool = True) -> Calibration:
+    """The coefficients for one accelerator and one engine profile; not `foreign`: borrowed ones as the lender has them.
 
     Raises InputError when the file is malformed, borrows from an unknown device, or has no such engine profile.
     """
@@ -70,28 +71,32 @@ def load_calibration(path: Path, *, accelerator: str, engine: str) -> Calibratio
     )  # fmt: skip
     fitted = fitted_overheads(path.parent, profile, engine=engine)
     curves = load_operators(path.parent, device=source, engine=engine, borrowed=source != accelerator)
+    efficiency = content.devices[owner].model_copy(update={"curves": curves})
+    law = load_foreign(path.parent).law(accelerator, lender=owner) if foreign and source != accelerator else None
     return Calibration(
         status=content.status,
         source=content.source,
-        device=content.devices[owner].model_copy(update={"curves": curves}),
+        device=efficiency if law is None else law.carried(efficiency, accelerator=accelerator),
         borrowed_from=None if owner == accelerator else owner,
         engine=fitted or profile,
         engine_borrowed=None if alias is None else f"starts from the profile of {name}: {alias.note}",
         power=content.power,
         uncertainty=_uncertainty(
             path.parent / UNCERTAINTY, accelerator=accelerator, device=owner, engine=name if fitted is None else engine,
-            borrowed=owner != accelerator, engine_borrowed=alias is not None and fitted is None,
+            borrowed=owner != accelerator, engine_borrowed=alias is not None and fitted is None, law=law,
         ),
     )  # fmt: skip
 
 
 def _uncertainty(
-    path: Path, *, accelerator: str, device: str, engine: str, borrowed: bool, engine_borrowed: bool
+    path: Path, *, accelerator: str, device: str, engine: str, borrowed: bool, engine_borrowed: bool,
+    law: StackLaw | None,
 ) -> Uncertainty | None:  # fmt: skip
     """How far off the coefficients may be; None where no such file lies beside them."""
     if not path.is_file():
         return None
     content = validated(UncertaintyFile, load_yaml(path), where=str(path))
     return content.resolved(
-        accelerator=accelerator, device=device, engine=engine, borrowed=borrowed, engine_borrowed=engine_borrowed
-    )
+        accelerator=accelerator, device=device, engine=engine, borrowed=borrowed, engine_borrowed=engine_borrowed,
+        law=None if law is None else law.spread(accelerator=accelerator, engine=engine),
+    )  # fmt: skip

@@ -90,7 +90,7 @@ class EngineSpreads(Spec):
 
 
 class Foreign(Spread):
-    """What all times of a device miss that borrows the curves of one of another make."""
+    """What all times of a device miss that borrows the curves of one of another make as they are."""
 
     devices: tuple[str, ...]
 
@@ -116,9 +116,14 @@ class UncertaintyFile(Spec):
     observed: tuple[Observed, ...] = ()
 
     def resolved(
-        self, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool, accelerator: str | None = None
-    ) -> Uncertainty:
-        """The spreads of an accelerator with curves of `device` and the profile of `engine`, wider where borrowed."""
+        self, *, device: str, engine: str, borrowed: bool, engine_borrowed: bool, accelerator: str | None = None,
+        law: tuple[Spread, bool] | None = None,
+    ) -> Uncertainty:  # fmt: skip
+        """The spreads of an accelerator with curves of `device` and the profile of `engine`, wider where borrowed.
+
+        `law` is what a law that carries curves to another maker's devices misses, and whether it was fitted to runs of
+        this device and engine.
+        """
         own = self.engines.get(engine, EngineSpreads())
         # Of whole runs of another engine than the one whose profile it is, nothing was compared.
         runs = EngineSpreads() if engine_borrowed else own
@@ -129,11 +134,12 @@ class UncertaintyFile(Spec):
         )
         # The spread of an engine's deployments is over devices and models at large; `deployment` is that of runs seen.
         deployment = self.deployment if observed or runs.deployment is None else runs.deployment
-        if accelerator in self.foreign.devices:
-            deployment = Spread(
-                sigma=math.hypot(deployment.sigma, self.foreign.sigma),
-                source=f"{deployment.source}; {self.foreign.source}",
-            )
+        if law is not None:
+            spread, seen = law
+            # Of whole runs, each by a law that had not seen its version: deployments are in it.
+            deployment = spread if seen else _sum(spread, self.borrowed)
+        elif accelerator in self.foreign.devices:
+            deployment = _sum(deployment, self.foreign)
         return Uncertainty(
             kinds={**self.kinds, **self.devices.get(device, {})},
             engine=own.host or self.engine,
@@ -146,3 +152,10 @@ class UncertaintyFile(Spec):
             per_doubling=self.per_doubling,
             observed=observed,
         )
+
+
+def _sum(*spreads: Spread) -> Spread:
+    """Independent spreads add in quadrature."""
+    return Spread(
+        sigma=math.hypot(*(spread.sigma for spread in spreads)), source="; ".join(spread.source for spread in spreads)
+    )

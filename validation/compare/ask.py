@@ -114,7 +114,7 @@ def answer(question: Ask, engine: Coefficients = (), *, bands: bool = True) -> A
         scenario = scenario_of(question)
         if engine:
             scenario = _with_engine(scenario, engine)
-        return _simulated(question, scenario, bands=bands and not engine)
+        return simulated(question, scenario, bands=bands and not engine)
     except InfeasibleError as error:
         return _refused(f"infeasible: {error.binding}")
     except InputError as error:
@@ -128,7 +128,8 @@ def _refused(reason: str) -> Answer:
     return Answer({}, {}, Bands({}), {}, refused=reason)
 
 
-def _simulated(question: Ask, scenario: Scenario, *, bands: bool) -> Answer:
+def simulated(question: Ask, scenario: Scenario, *, bands: bool) -> Answer:
+    """What the result of a scenario says about a question; its calibration need not be the packaged one."""
     from perfsim.run import simulate
 
     if not question.requests and not question.sent:
