@@ -19,6 +19,7 @@ from perfsim.cost.topology import fabric
 from perfsim.errors import InputError
 from perfsim.ops.op import Op
 from perfsim.ops.transformer import lower
+from perfsim.run import simulate
 from perfsim.spec import catalog
 from perfsim.spec.calibration import Calibration, DeviceEfficiency
 from perfsim.spec.calibration_file import load_calibration
@@ -194,6 +195,12 @@ def test_a_version_that_is_not_known_gets_the_mean_of_all() -> None:
     own = missed(sweep, at, law, own=True)
     assert np.all(unknown[sweep.version == 0] > own[sweep.version == 0])
     assert np.all(unknown[sweep.version == 2] < own[sweep.version == 2])
+
+
+def test_results_say_how_curves_were_carried() -> None:
+    scenario = load_scenario(None, overrides=["hardware=mi300x-8x", "engine=sglang", "workload.num_requests=20"])
+    text = next(text for text in simulate(scenario).warnings if "stand in" in text)
+    assert f"those of h100-80gb-sxm, fixed times x {LAW.launch.value:.2f}, bandwidth / " in text
 
 
 def test_the_law_is_one_of_its_lender_only() -> None:

@@ -204,7 +204,9 @@ def _warnings(outcome: Outcome) -> list[str]:
             found["coefficients are first guesses, not fitted: expect errors of tens of percent"] = None
         if calibration.borrowed_from is not None:
             name = group.scenario.hardware.accelerator.name
-            found[f"{name} has no measured curves; those of {calibration.borrowed_from} stand in"] = None
+            carried = calibration.device.curves.source.partition("; ")[2]  # how, where another maker's device has them
+            those = f"{calibration.borrowed_from}, {carried}," if carried else calibration.borrowed_from
+            found[f"{name} has no measured curves; those of {those} stand in"] = None
         if calibration.engine_borrowed is not None:
             found[f"{calibration.engine.name}: {calibration.engine_borrowed}"] = None
         pool = group.memory.usable_blocks * group.memory.block_size
