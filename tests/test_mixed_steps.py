@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from test_run import synthetic
 
 from perfsim.calibrate.mixed_file import with_section
+from perfsim.cost.mixed import MixedKernel, plain_beside, plain_prompts
 from perfsim.cost.roofline import op_estimate
-from perfsim.ops.op import Op
+from perfsim.ops.op import Beside, Op
 from perfsim.ops.step import StepShape
 from perfsim.ops.transformer import lower
 from perfsim.run import simulate
@@ -103,3 +104,27 @@ def test_the_longest_of_a_batch_is_that_of_its_sequences(seed: int) -> None:
         if running:
             batch.advance(int(draw.integers(0, 30)))
         assert batch.longest() == max((batch.computed(request) + 1 for request in running), default=0)
+
+
+RATES = st.floats(1e-12, 1e-3)
+FACTORS = st.just(0.0) | RATES
+KERNELS = st.builds(
+    MixedKernel, launch=FACTORS, per_pair=RATES, per_token=FACTORS, critical=FACTORS, serial=RATES,
+    tail=st.floats(0, 2), entry=RATES, sequence=FACTORS, empty=FACTORS, read=RATES, read_sequence=FACTORS,
+    arithmetic=FACTORS, waves=st.floats(1e-3, 1), rereads=st.sampled_from([0.0, 3.0, 7.0]), rows=st.just(64.0),
+    held=st.just(float("inf")) | st.floats(1e-9, 1e-3), last=FACTORS, unsplit=st.floats(1, 1000),
+)  # fmt: skip
+SHAPES = st.tuples(*[st.integers(1, 10**top) for top in (3, 6, 6, 5, 9, 6, 6)])
+
+
+@given(KERNELS, st.lists(SHAPES, min_size=1, max_size=8))
+def test_plain_numbers_cost_what_arrays_do(kernel: MixedKernel, shapes: list[tuple[int, ...]]) -> None:
+    decodes, attended, context, tokens, pairs, entries, longest = np.array(shapes, float).T
+    prompts = Beside(tokens, pairs, entries, longest, 0.0)
+    added, shared = kernel.decodes(decodes, attended, context, prompts), kernel.shared(prompts)
+    beside, alone = plain_beside(kernel), plain_prompts(kernel)
+    for row, shape in enumerate(shapes):
+        close = 1e-12 * float(shared[row])  # what is added may be the difference of two long times
+        assert beside(*shape) == pytest.approx((added[row], shared[row]), rel=1e-12, abs=close), shape
+        whole = alone(shape[3], shape[4], shape[6])
+        assert whole == pytest.approx(kernel.prompts(tokens, pairs, longest)[row], rel=1e-12), shape

@@ -77,27 +77,33 @@ class DecodeTimes:
         last = np.searchsorted(knots, context, side="right") - 1
         first = np.minimum(last, len(KNOTS) - 1)
         low, high = knots[first], knots[first + 1]
-        left, right = self._at(sequences, low), self._at(sequences, high)
-        inside = left + (right - left) * ((context - low) / (high - low))
-        beyond = self._at(sequences, knots[-1]) + self._slope(sequences) * (context - knots[-1])
-        seconds: Num = np.where(last > first, beyond, inside)
-        return seconds
+        busiest = self._busiest(sequences)
+        left, right = self._at(busiest, low), self._at(busiest, high)
+        inside: Num = left + (right - left) * ((context - low) / (high - low))
+        if not np.any(last > first):
+            return inside
+        beyond = self._at(busiest, knots[-1]) + self._slope(busiest) * (context - knots[-1])
+        return np.where(last > first, beyond, inside)
 
     def curve(self, sequences: float) -> PiecewiseLinear:
         """The same for a fixed number of sequences, to be located at a point."""
-        x = np.asarray((0.0, *KNOTS))
+        x, busiest = np.asarray((0.0, *KNOTS)), self._busiest(sequences)
         return PiecewiseLinear(
-            x.tolist(), np.asarray(self._at(sequences, x)).tolist(), final_slope=float(self._slope(sequences))
+            x.tolist(), np.asarray(self._at(busiest, x)).tolist(), final_slope=float(self._slope(busiest))
         )
 
-    def _at(self, sequences: Num, context: Num) -> Num:
-        items, sequences = self._items * np.maximum(sequences, 1.0), np.maximum(sequences, 1.0)
-        busy = self._read * parts(items, self._split) * context + self._tile * queued(items)
-        return np.maximum(
-            blended(self._fixed + self._entry * context, busy / sequences, self._sharpness), self._bound * context
-        )
+    def _busiest(self, sequences: Num) -> tuple[Num, Num, Num]:
+        """(sequences, seconds of the busiest SM per entry of a context, and besides)."""
+        sequences = np.maximum(sequences, 1.0)
+        items = self._items * sequences
+        return sequences, self._read * parts(items, self._split), self._tile * queued(items)
 
-    def _slope(self, sequences: Num) -> Num:
-        items, sequences = self._items * np.maximum(sequences, 1.0), np.maximum(sequences, 1.0)
-        busy = self._read * parts(items, self._split) / sequences
+    def _at(self, busiest: tuple[Num, Num, Num], context: Num) -> Num:
+        sequences, entry, fixed = busiest
+        busy = (entry * context + fixed) / sequences
+        return np.maximum(blended(self._fixed + self._entry * context, busy, self._sharpness), self._bound * context)
+
+    def _slope(self, busiest: tuple[Num, Num, Num]) -> Num:
+        sequences, entry, _ = busiest
+        busy = entry / sequences
         return np.maximum(blended(self._entry + 0.0 * busy, busy, self._sharpness), self._bound)

@@ -12,6 +12,7 @@ tile. Three things bound such a step, all in the times of LLMServingSim's mixed 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,16 +31,9 @@ UNSPLIT = 1.6
 EVICTION = 4.0  # how sharply K and V fall out of the L2 cache as they outgrow it, as in `calibrate.forms`
 
 
-def _most(a: Num, b: Num) -> Num:
-    """The larger of both; NumPy would take several times as long for two plain numbers, and so would what follows."""
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        larger: Num = np.maximum(a, b)
-        return larger
-    return max(a, b)
-
-
-def _least(a: float, b: Num) -> Num:
-    return -_most(-a, -b)
+# (decodes, entries that they attend, longest context of one, tokens, pairs, entries and longest context of the prompts)
+PlainBeside = Callable[[float, float, float, float, float, float, float], tuple[float, float]]
+PlainPrompts = Callable[[float, float, float], float]  # as `MixedKernel.prompts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +74,7 @@ class MixedKernel:
 
     def prompts(self, tokens: Num, pairs: Num, longest: Num) -> Num:
         """Seconds of prompt chunks without decodes: max(serial x longest context, pairs + last wave + rows)."""
-        found: Num = _most(self.serial * longest, self._together(tokens, pairs, longest))
+        found: Num = np.maximum(self.serial * longest, self._together(tokens, pairs, longest))
         return found
 
     def decodes(self, sequences: Num, attended: Num, context: Num, beside: Beside) -> Num:
@@ -88,15 +82,15 @@ class MixedKernel:
         tokens, pairs, entries, longest, _ = beside
         work = self.entry * attended + sequences * (self.sequence + self.empty * tokens)
         fits = self.held * (attended + entries)
-        missed = 1.0 / (1.0 + _most(fits, 1e-9) ** -EVICTION)
-        again = _least(self.rereads, self.waves * (sequences + tokens / self.rows)) * missed
+        missed = 1.0 / (1.0 + np.maximum(fits, 1e-9) ** -EVICTION)
+        again = np.minimum(self.rereads, self.waves * (sequences + tokens / self.rows)) * missed
         moved = self.read_sequence * sequences + self.read * attended
-        work = _most(work, moved + again * self.read * attended)
+        work = np.maximum(work, moved + again * self.read * attended)
         alone = self._together(tokens, pairs, longest)
         all_tiles = alone + work + self.tail * self.serial * context
-        whole = _most(self.serial * _most(longest, context), all_tiles)
-        least = _most(moved, self.arithmetic * attended)
-        found: Num = _most(least, whole - _most(self.serial * longest, alone))
+        whole = np.maximum(self.serial * np.maximum(longest, context), all_tiles)
+        least = np.maximum(moved, self.arithmetic * attended)
+        found: Num = np.maximum(least, whole - np.maximum(self.serial * longest, alone))
         return found
 
     def shared(self, beside: Beside) -> Num:
@@ -105,6 +99,49 @@ class MixedKernel:
 
     def _together(self, tokens: Num, pairs: Num, longest: Num) -> Num:
         return blended(self.per_pair * pairs + self.per_token * tokens, self.critical * longest, ABREAST)
+
+
+def plain_prompts(kernel: MixedKernel) -> PlainPrompts:
+    """`kernel.prompts` of plain numbers, where NumPy would take ten times as long."""
+    per_pair, per_token, critical, serial = kernel.per_pair, kernel.per_token, kernel.critical, kernel.serial
+    inverse = 1.0 / ABREAST
+
+    def prompts(tokens: float, pairs: float, longest: float) -> float:
+        together = ((per_pair * pairs + per_token * tokens) ** ABREAST + (critical * longest) ** ABREAST) ** inverse
+        one_sm = serial * longest
+        return one_sm if one_sm > together else together
+
+    return prompts
+
+
+def plain_beside(kernel: MixedKernel) -> PlainBeside:
+    """(`kernel.decodes`, `kernel.shared`) of plain numbers: the same formulas, with what both need computed once."""
+    launch, per_pair, per_token, critical = kernel.launch, kernel.per_pair, kernel.per_token, kernel.critical
+    serial, tail, entry, sequence = kernel.serial, kernel.tail * kernel.serial, kernel.entry, kernel.sequence
+    empty, read, read_sequence, arithmetic = kernel.empty, kernel.read, kernel.read_sequence, kernel.arithmetic
+    waves, rereads, rows, held, inverse = kernel.waves, kernel.rereads, kernel.rows, kernel.held, 1.0 / ABREAST
+
+    def beside(
+        decodes: float, attended: float, context: float, tokens: float, pairs: float, entries: float, longest: float
+    ) -> tuple[float, float]:
+        bytes_s = moved = read_sequence * decodes + read * attended
+        if rereads:
+            again = waves * (decodes + tokens / rows)
+            missed = 1.0 / (1.0 + max(held * (attended + entries), 1e-9) ** -EVICTION)
+            bytes_s += (again if again < rereads else rereads) * missed * read * attended
+        tiles_s = entry * attended + decodes * (sequence + empty * tokens)
+        together = ((per_pair * pairs + per_token * tokens) ** ABREAST + (critical * longest) ** ABREAST) ** inverse
+        whole = together + (tiles_s if tiles_s > bytes_s else bytes_s) + tail * context
+        one_sm = serial * longest
+        prompts = together if together > one_sm else one_sm
+        if context > longest:
+            one_sm = serial * context
+        added = (whole if whole > one_sm else one_sm) - prompts
+        products = arithmetic * attended
+        least = moved if moved > products else products
+        return added if added > least else least, launch + prompts
+
+    return beside
 
 
 def mixed_kernel(op: Op, efficiency: DeviceEfficiency, chip: Accelerator) -> MixedKernel | None:

@@ -17,8 +17,8 @@ from perfsim.spec.curves import GemmCurve
 from perfsim.spec.hardware import Accelerator
 
 # Of y in one tile: a kernel takes the size that is fastest, up to the tallest that its library has.
-TILE_ROWS = np.repeat([16.0, 32.0, 64.0, 128.0, 256.0], 2)
-TILE_COLUMNS = np.tile([64.0, 128.0], 5)
+TILE_ROWS = (16.0, 32.0, 64.0, 128.0, 256.0)
+TILE_COLUMNS = (64.0, 128.0)
 WIDEST = 128.0
 TAIL_TILE = 256.0 * 128.0  # numbers of y in one tile of the wave that `tail` is a share of
 QUANTISED_BYTES = 3.0  # per number: read as bf16, written in 8 bits
@@ -36,13 +36,15 @@ def tiled(rows: Num, columns: Num, *, tallest: float, edge: float, idle: Num, un
     its own; kernels have the size for which all are done first. The last wave also takes the share `idle` of what its
     SMs do not do. Neglected: that libraries sometimes choose a slower size.
     """
-    rows, columns, idle = np.asarray(rows)[..., None], np.asarray(columns)[..., None], np.asarray(idle)[..., None]
-    keep = tallest >= TILE_ROWS
-    high, wide = TILE_ROWS[keep], TILE_COLUMNS[keep]
-    tiles = np.ceil(rows / high) * np.ceil(columns / wide)
-    whole = np.ceil(tiles / units) * units if units else tiles
-    each = (high + edge) * (wide + edge) * (tallest * WIDEST / ((tallest + edge) * (WIDEST + edge)))
-    worth: Num = np.min((tiles + idle * (whole - tiles)) * each, axis=-1)
+    across = [(wide, np.ceil(columns / wide)) for wide in TILE_COLUMNS]
+    largest = tallest * WIDEST / ((tallest + edge) * (WIDEST + edge))
+    worth: Num = np.inf
+    for high in (rows_of_one for rows_of_one in TILE_ROWS if rows_of_one <= tallest):
+        down = np.ceil(rows / high)
+        for wide, beside in across:
+            tiles = down * beside
+            whole = np.ceil(tiles / units) * units if units else tiles
+            worth = np.minimum(worth, (tiles + idle * (whole - tiles)) * ((high + edge) * (wide + edge) * largest))
     return worth
 
 

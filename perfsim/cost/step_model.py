@@ -103,8 +103,10 @@ class CompiledSteps:
         longest: tuple[int, int] = EQUAL,
     ) -> float:  # fmt: skip
         gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context, lora, longest)
-        host, exposed = self.host_seconds(tokens), self.exposed_seconds(logits)
-        return exposed + (max(gpu, host) if self.async_scheduling else gpu + host)
+        host, exposed = self.schedule + self.per_token * tokens, self.exposed + self.per_sequence * logits
+        if self.async_scheduling:
+            return exposed + (gpu if gpu > host else host)
+        return exposed + (gpu + host)
 
     def gpu_seconds(
         self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
@@ -115,6 +117,7 @@ class CompiledSteps:
         gpu = self.token_s[tokens] + self.logit_s[logits + tokens - decodes - prefill_tokens]
         if self.sequence_s:
             gpu += self.sequence_s[logits]
+        chunks = logits - decodes if logits > decodes else 1
         if decodes:
             for term in self.decode:
                 curve = term.curves[decodes]
@@ -128,7 +131,6 @@ class CompiledSteps:
                     waits = term.wait + term.last if decodes >= term.unsplit else term.wait
                     alone += waits * (longest[0] - mean)
                 if prefill_tokens:
-                    chunks = max(1, logits - decodes)
                     alone = term.beside(
                         alone, decodes, attended, prefill_tokens, pairs, prefill_context, chunks, longest
                     )
@@ -137,7 +139,7 @@ class CompiledSteps:
                 gpu += state.seconds(decodes)
         if prefill_tokens:
             for chunk in self.prefill:
-                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context, max(1, logits - decodes), longest[1])
+                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context, chunks, longest[1])
             for state in self.prefill_state:
                 gpu += state.seconds(prefill_tokens)
         if lora[1]:

@@ -20,11 +20,11 @@ from perfsim.cost.curves import (
 )
 from perfsim.cost.decode import DecodeTimes
 from perfsim.cost.device import peak_flops
-from perfsim.cost.mixed import MixedKernel, mixed_kernel
+from perfsim.cost.mixed import PlainBeside, PlainPrompts, mixed_kernel, plain_beside, plain_prompts
 from perfsim.cost.piecewise import PiecewiseLinear
 from perfsim.cost.products import Product, blended, gemm_row, product_of
 from perfsim.cost.roofline import coefficients, decode_attention_curve
-from perfsim.ops.op import Beside, Driver, Op
+from perfsim.ops.op import Driver, Op
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.hardware import Accelerator, Node
 
@@ -68,7 +68,7 @@ class DecodeTerm:
     ramp: PiecewiseLinear
     full: float
     ramp_s: float
-    mixed: MixedKernel | None
+    mixed: PlainBeside | None
     limit: float
     wait: float
     last: float
@@ -81,12 +81,19 @@ class DecodeTerm:
         """Seconds that decodes add to `chunks` prompt chunks, in place of the seconds that they take `alone`."""
         if self.mixed is None:
             return alone
-        new, read = (sums[self.span] if self.span >= 0 else blend(self.mix, sums) for sums in (pairs, entries))
-        context = min(longest[0], self.limit) if longest[0] and self.limit else attended / decodes
-        own = min(longest[1], self.limit) if longest[1] and self.limit else read / chunks
-        prompts = Beside(tokens, new, read, own, 0.0)
-        added = self.count * float(self.mixed.decodes(decodes, attended, context, prompts))
-        return max(added, alone - self.count * float(self.mixed.shared(prompts)))
+        span, count, limit = self.span, self.count, self.limit
+        new: float
+        read: float
+        if span >= 0:
+            new, read = pairs[span], entries[span]
+        else:
+            new, read = blend(self.mix, pairs), blend(self.mix, entries)
+        of_decode, of_prompt = longest  # compared by hand: `min` and `max` of two numbers take four times as long
+        context = (of_decode if of_decode < limit else limit) or attended / decodes
+        own = (of_prompt if of_prompt < limit else limit) or read / chunks
+        added, shared = self.mixed(decodes, attended, context, tokens, new, read, own)
+        together, unshared = count * added, alone - count * shared
+        return together if together > unshared else unshared
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ class PrefillTerm:
     per_row: float = 0.0
     cut: float = 0.0
     fitted: bool = False
-    mixed: MixedKernel | None = None
+    mixed: PlainPrompts | None = None
     limit: float = 0.0
 
     def seconds(
@@ -123,9 +130,9 @@ class PrefillTerm:
         else:
             attended, read = blend(self.mix, pairs), blend(self.mix, entries)
         moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
-        context = min(longest, self.limit) if longest and self.limit else read / chunks
+        context = (longest if longest < self.limit else self.limit) or read / chunks
         if self.mixed is not None:
-            return self.count * (self.launch + moved + float(self.mixed.prompts(tokens, attended, context)))
+            return self.count * (self.launch + moved + self.mixed(tokens, attended, context))
         if self.fitted:
             busy = self.compute * attended + self.per_row * tokens
             if self.limit == inf:
@@ -218,7 +225,7 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
             mixed = mixed_kernel(op, device, node.accelerator)
             found[key] = DecodeTerm(
                 op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curves, ramp, ramp.last,
-                count * ramp.y[-1], mixed, op.limit, count * curves.wait,
+                count * ramp.y[-1], None if mixed is None else plain_beside(mixed), op.limit, count * curves.wait,
                 0.0 if mixed is None else count * mixed.last, 0.0 if mixed is None else mixed.unsplit,
             )  # fmt: skip
     return tuple(found.values())
@@ -250,9 +257,10 @@ def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[
             per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written
             term = PrefillTerm(
                 op.mix, _only_span(op.mix), op.count, launch, per_pair, op.pair_bytes / moved, op.entry_bytes / moved,
-                per_token, critical, per_row, cut, curve is not None, kernel, op.limit,
+                per_token, critical, per_row, cut, curve is not None, None if kernel is None else plain_prompts(kernel),
+                op.limit,
             )  # fmt: skip
-            key = replace(term, count=0)
+            key = (replace(term, count=0, mixed=None), kernel)  # two functions are never equal
             found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))
     return tuple(found.values())
 

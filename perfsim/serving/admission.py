@@ -99,7 +99,7 @@ def _admit_head(engine: Engine, request: Request, budget: int, chunks: list[tupl
     kv.take(new)
     request.computed = cached
     if request.scheduled < 0.0:
-        request.scheduled = max(engine.now, request.queued)
+        request.scheduled = engine.now if engine.now > request.queued else request.queued
         request.cached = cached
     _run(engine, request, chunk, chunks)
     if request.keys:

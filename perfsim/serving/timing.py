@@ -27,7 +27,7 @@ def steps_until(target: float, *, now: float, first: float, slope: float, most: 
     else:  # count * first + slope * count * (count - 1) / 2 = span
         linear = first - slope / 2
         count = ceil((sqrt(linear * linear + 2 * slope * span) - linear) / slope)
-    count = max(1, min(count, most))
+    count = most if count > most else max(1, count)
     while count > 1 and now + run_seconds(count - 1, first, slope) >= target:
         count -= 1
     while count < most and now + run_seconds(count, first, slope) < target:

@@ -89,4 +89,5 @@ class Work:
         steps = 0
         if at - TIME_EPS > self.start:
             steps = steps_until(at - TIME_EPS, now=self.start, first=self.first, slope=self.slope, most=self.count)
-        self.count = min(self.count, max(1, steps + ahead))
+        steps = steps + ahead or 1
+        self.count = steps if steps < self.count else self.count
