@@ -223,6 +223,13 @@ BAD_VALUES: list[tuple[list[str], str]] = [
     (["model=lama-2-7b-hf"], "did you mean 'llama-2-7b-hf'?"),
     (["hardware=h100-80gb-smx"], "did you mean 'h100-80gb-sxm'?"),
     (["engine=vlm"], "did you mean 'vllm'?"),
+    (
+        ["engine_version=0.20"],
+        "--set engine_version: expected a version in quotes such as '0.19.0', got the number 0.2",
+    ),
+    (["engine_version=latest"], "--set engine_version: expected a version such as '0.19.0', got 'latest'"),
+    (["engine_version=[0, 19]"], "--set engine_version: expected a version such as '0.19.0', got a list"),
+    (["engine_version=0.19.0 please"], "--set engine_version: expected a version such as '0.19.0'"),
     (["parallel.tp"], "--set: expected KEY=VALUE such as parallel.tp=8, got 'parallel.tp'"),
     (["=8"], "--set: expected KEY=VALUE"),
     (["a..b=8"], "--set: expected KEY=VALUE"),

@@ -27,7 +27,8 @@ def test_every_curve_says_what_it_was_fitted_to(path: Path) -> None:
     content = validated(OperatorsFile, load_yaml(path), where=str(path))
     assert content.device == path.stem in catalog.list_accelerators()
     assert content.default_backend in content.backends
-    for backend in content.backends.values():
+    older = [curves for versions in content.versions.values() for curves in versions.values()]
+    for backend in [*content.backends.values(), *older]:
         for kind in BackendCurves.model_fields:
             for fitted in getattr(backend, kind).values():
                 assert len(fitted.sha256) == 64

@@ -67,6 +67,8 @@ class Entry(NamedTuple):
     covariance: Array
     conditions: Mapping[str, float]
     ranges: Mapping[str, tuple[float, float]]
+    table: str = TABLE
+    version: str = VERSION
 
     def lines(self, kind: str) -> Iterator[str]:
         """The entry of 16-bit K and V."""
@@ -78,7 +80,7 @@ class Entry(NamedTuple):
         yield f"    {kind}:"
         yield "      bf16:"
         for line in (
-            f"curve: {_flow(values)}", f'version: "{VERSION}"', f"table: {TABLE}", f"rows: {self.rows}",
+            f"curve: {_flow(values)}", f'version: "{self.version}"', f"table: {self.table}", f"rows: {self.rows}",
             f"sha256: {self.digest}", f"median: {np.median(absolute):.4f}", f"p90: {np.quantile(absolute, 0.9):.4f}",
             f"held_out_rows: {len(self.errors)}", f"discrepancy: {spread(self.errors):.4f}",
             f"conditions: {_flow(self.conditions)}", f"stderr: {_flow(self.stderr)}",

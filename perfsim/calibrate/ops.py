@@ -24,6 +24,7 @@ from perfsim.calibrate.rows import (
     stream_rows,
 )
 from perfsim.calibrate.transfer import left_out, spread
+from perfsim.calibrate.version_file import write as write_versions
 from perfsim.errors import InputError
 from perfsim.spec.catalog import accelerator
 
@@ -153,6 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         lines = document(device, own, missed.get(device, {}))
         (options.output / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_mixed(options.data, options.output)
+    write_versions(options.data, options.output)
     return 0
 
 

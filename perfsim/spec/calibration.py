@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from perfsim.spec.base import Bytes, Seconds, Spec
 from perfsim.spec.curves import Fraction, OperatorCurves
+from perfsim.spec.engine_version import EngineVersion
 from perfsim.spec.uncertainty import Uncertainty
 
 
@@ -112,6 +113,7 @@ class Calibration(Spec):
     device: DeviceEfficiency
     borrowed_from: str | None = Field(default=None, description="device whose curves stand in for this one's")
     engine: EngineProfile
+    engine_version: EngineVersion | None = Field(default=None, description="whose kernels were asked for; None: newest")
     engine_borrowed: str | None = Field(default=None, description="why another engine's profile stands in for it")
     power: PowerModel
     uncertainty: Uncertainty | None = None

@@ -46,10 +46,13 @@ class CalibrationFile(Spec):
     default: str
 
 
-def load_calibration(path: Path, *, accelerator: str, engine: str, foreign: bool = True) -> Calibration:
+def load_calibration(
+    path: Path, *, accelerator: str, engine: str, version: str | None = None, foreign: bool = True
+) -> Calibration:
     """The coefficients for one accelerator and one engine profile; not `foreign`: borrowed ones as the lender has them.
 
-    Raises InputError when the file is malformed, borrows from an unknown device, or has no such engine profile.
+    Kernels are those of the engine's `version`, None: the newest. Raises InputError when the file is malformed, borrows
+    from an unknown device, or has no such engine profile.
     """
     content = validated(CalibrationFile, load_yaml(path), where=str(path))
     alias = None if engine in content.engines else content.engine_aliases.get(engine)
@@ -70,7 +73,9 @@ def load_calibration(path: Path, *, accelerator: str, engine: str, foreign: bool
         {**content.engines[name].model_dump(), **(alias.values if alias else {}), "name": engine}, where=str(path),
     )  # fmt: skip
     fitted = fitted_overheads(path.parent, profile, engine=engine)
-    curves = load_operators(path.parent, device=source, engine=engine, borrowed=source != accelerator)
+    curves = load_operators(
+        path.parent, device=source, engine=engine, borrowed=source != accelerator, version=version
+    )  # fmt: skip
     efficiency = content.devices[owner].model_copy(update={"curves": curves})
     law = load_foreign(path.parent).law(accelerator, lender=owner) if foreign and source != accelerator else None
     return Calibration(
@@ -79,6 +84,7 @@ def load_calibration(path: Path, *, accelerator: str, engine: str, foreign: bool
         device=efficiency if law is None else law.carried(efficiency, accelerator=accelerator),
         borrowed_from=None if owner == accelerator else owner,
         engine=fitted or profile,
+        engine_version=version,
         engine_borrowed=None if alias is None else f"starts from the profile of {name}: {alias.note}",
         power=content.power,
         uncertainty=_uncertainty(

@@ -22,6 +22,7 @@ from perfsim.spec.deployment import (
     Router,
 )  # fmt: skip
 from perfsim.spec.engine_defaults import check_parallel, resolve_policy
+from perfsim.spec.engine_version import EngineVersion
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import ParallelPlan, ServingPolicy
@@ -50,6 +51,7 @@ class GroupFile(Spec):
     parallel: ParallelPlan | None = None
     policy: ServingPolicy | None = None
     engine: str | None = None
+    engine_version: EngineVersion | None = None
     calibration: Calibration | None = None
 
 
@@ -65,14 +67,14 @@ class DeploymentFile(Spec):
 
 def resolve_deployment(
     file: DeploymentFile, *, model: ModelArch, own: ReplicaGroup, policy: ServingPolicy, where: Callable[[str], str],
-    node: Callable[[str, str | Node], Node], calibration: Callable[[Node, str | None], Calibration],
+    node: Callable[[str, str | Node], Node], calibration: Callable[[Node, GroupFile], Calibration],
     cluster: Cluster | None = None,
 ) -> Deployment:  # fmt: skip
     """The deployment with every group's hardware, parallelism, policy and coefficients filled in.
 
     `own` holds the scenario's resolved settings, `policy` the unresolved one, because the engine's defaults differ
     between devices. Groups on the scenario's own hardware share its `cluster`. `node(place, reference)` and
-    `calibration(node, engine)` look up names. A deployment of nothing but defaults stays as it is: it means the
+    `calibration(node, group)` look up names. A deployment of nothing but defaults stays as it is: it means the
     scenario itself. Raises InputError or InfeasibleError with the group's place.
     """
     if file == DeploymentFile():
@@ -93,8 +95,8 @@ def resolve_deployment(
             raise InfeasibleError(f"{where(place)}: {error}", binding=error.binding) from None
         except InputError as error:
             raise InputError(f"{where(place)}: {error}") from None
-        same_device = group.hardware is None and group.engine is None
-        coefficients = group.calibration or (own.calibration if same_device else calibration(hardware, group.engine))
+        same_device = group.hardware is None and group.engine is None and group.engine_version is None
+        coefficients = group.calibration or (own.calibration if same_device else calibration(hardware, group))
         groups.append(
             ReplicaGroup(name=group.name, count=group.count, role=group.role, hardware=hardware, parallel=parallel,
                          policy=resolved, calibration=coefficients)

@@ -106,15 +106,19 @@ class Draft:
         cluster = machine if isinstance(machine, Cluster) else None
         node = machine.node if isinstance(machine, Cluster) else machine
         check_parallel(file.parallel, model=model, node=node, cluster=cluster)
-        calibration = file.calibration or find_calibration(accelerator=node.accelerator.name, engine=file.engine)
+        calibration = file.calibration or find_calibration(
+            accelerator=node.accelerator.name, engine=file.engine, version=file.engine_version
+        )
         policy = resolve_policy(file.policy, model=model, accelerator=node.accelerator)
         own = ReplicaGroup(name="own", count=1, hardware=node, parallel=file.parallel, policy=policy,
                            calibration=calibration)  # fmt: skip
         deployment = resolve_deployment(
             file.deployment, model=model, own=own, policy=file.policy, where=self._where, node=self._node,
             cluster=cluster,
-            calibration=lambda node, engine: find_calibration(
-                accelerator=node.accelerator.name, engine=engine or file.engine
+            calibration=lambda node, group: find_calibration(
+                accelerator=node.accelerator.name, engine=group.engine or file.engine,
+                # Another engine's version says nothing about this one's.
+                version=group.engine_version or (file.engine_version if group.engine in (None, file.engine) else None),
             ),
         )  # fmt: skip
         return Scenario(
@@ -133,9 +137,11 @@ class Draft:
         )
 
     def _forget_derived(self, key: str) -> None:
-        """Drop what belongs to something that is now replaced: curves of the old device, hash of the old trace."""
-        if key in ("hardware", "engine") and "calibration" not in self._origins:
+        """Drop what belongs to something replaced: curves of an old device, an old engine's version, a trace's hash."""
+        if key in ("hardware", "engine", "engine_version") and "calibration" not in self._origins:
             self._content.pop("calibration", None)
+        if key == "engine" and "engine_version" not in self._origins:
+            self._content.pop("engine_version", None)
         if key == "workload.trace":
             self._content["workload"].pop("content_hash", None)
 
@@ -246,12 +252,15 @@ def automatic_name(model: ModelArch, *, parallel: ParallelPlan, node: Node) -> s
     return f"{model.name} on {parallel.tp}x {node.accelerator.name}"
 
 
-def find_calibration(*, accelerator: str, engine: str) -> Calibration:
-    """The packaged coefficients for an accelerator and an engine profile; InputError when there are none."""
+def find_calibration(*, accelerator: str, engine: str, version: str | None = None) -> Calibration:
+    """The packaged coefficients for an accelerator and an engine profile; InputError when there are none.
+
+    `version` is the engine's: its kernels are those of the nearest one that was timed, by default the newest.
+    """
     for root in catalog.data_directories():
         path = root / "hardware" / "calibration" / f"{CALIBRATION}.yaml"
         if path.is_file():
-            return load_calibration(path, accelerator=accelerator, engine=engine)
+            return load_calibration(path, accelerator=accelerator, engine=engine, version=version)
     raise InputError(f"no hardware/calibration/{CALIBRATION}.yaml in any data directory")
 
 

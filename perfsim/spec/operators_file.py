@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from perfsim.spec.base import Spec
 from perfsim.spec.curves import (
@@ -19,10 +19,26 @@ from perfsim.spec.curves import (
     PrefillCurve,
     StreamCurve,
 )
+from perfsim.spec.engine_version import EngineVersion, standing_for
 from perfsim.spec.problems import validated
 from perfsim.spec.yaml import load_yaml
 
 FOLDER = "operators"
+
+
+class Prior(Spec):
+    """The curve that another one was moved from, because its own rows are of few shapes.
+
+    `sha256` is that of the rows of that curve, `median` and `p90` its errors on the rows of the other version, and
+    `moved_median` what the moved curve misses on shapes of the prior's version that were not fitted.
+    """
+
+    version: str
+    sha256: str
+    between_versions: float = Field(gt=0, description="standard deviation of ln(coefficient) between versions")
+    median: float
+    p90: float
+    moved_median: float
 
 
 class CurveFit(Spec):
@@ -46,6 +62,7 @@ class CurveFit(Spec):
     range: dict[str, tuple[float, float]]
     covariance: tuple[tuple[float, ...], ...]
     conditions: dict[str, float] = Field(default_factory=dict)
+    prior: Prior | None = None
 
 
 class FittedGemm(CurveFit):
@@ -112,17 +129,46 @@ class LeftOut(Spec):
 
 
 class OperatorsFile(Spec):
-    """All fitted curves of one device; an engine whose kernels were not timed uses those of `default_backend`."""
+    """All fitted curves of one device; an engine whose kernels were not timed uses those of `default_backend`.
+
+    `versions` holds curves of further versions of a backend's kernels, of some kinds and formats.
+    """
 
     device: str
     source: str
     default_backend: str
     backends: dict[str, BackendCurves]
     left_out: dict[str, LeftOut] = Field(default_factory=dict)
+    versions: dict[str, dict[EngineVersion, BackendCurves]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _versions_are_those_of_their_curves(self) -> Self:
+        for backend, versions in self.versions.items():
+            if backend not in self.backends:
+                raise ValueError(f"versions of '{backend}', which is no backend of this file")
+            for version, curves in versions.items():
+                fits = [fit for kind in BackendCurves.model_fields for fit in getattr(curves, kind).values()]
+                if any(fit.version != version for fit in fits):
+                    raise ValueError(f"versions.{backend}.{version} holds a curve of another version")
+        return self
+
+    def fits(self, backend: str, kind: str, version: str | None) -> dict[str, Any]:
+        """Fits of one kind of a backend's kernels by format, each of the version that stands for `version`."""
+        found = dict(getattr(self.backends[backend], kind))
+        others = [getattr(curves, kind) for curves in self.versions.get(backend, {}).values()]
+        for name in sorted({name for formats in others for name in formats}):
+            timed = {each[name].version: each[name] for each in (found, *others) if name in each}
+            found[name] = timed[standing_for(version, timed)]
+        return found
 
 
-def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool) -> OperatorCurves:
-    """The curves of a device for an engine; empty when nothing was fitted to the device.
+def load_operators(
+    folder: Path, *, device: str, engine: str, borrowed: bool, version: str | None = None
+) -> OperatorCurves:
+    """The curves of a device for a version of an engine; empty when nothing was fitted to the device.
+
+    Of kernels that were timed in several versions of the engine, `perfsim.spec.engine_version.standing_for` says which
+    count; None are the newest.
 
     Where another device borrows them, their discrepancy is that of predicting a device that was left out, and
     collectives are not among them.
@@ -136,7 +182,11 @@ def load_operators(folder: Path, *, device: str, engine: str, borrowed: bool) ->
     order = [name for name in sorted(content.backends) if name not in (backend, content.default_backend)]
     order += [content.default_backend, backend]
     fits = {
-        kind: {name: fit for each in order for name, fit in getattr(content.backends[each], kind).items()}
+        kind: {
+            name: fit
+            for each in order
+            for name, fit in content.fits(each, kind, version if each == engine else None).items()
+        }
         for kind in BackendCurves.model_fields
     }
     curves: dict[str, Any] = {

@@ -64,7 +64,9 @@ def scenario_content(scenario: Scenario) -> dict[str, Any]:
         content["deployment"] = deployment_content(scenario, policy=scenario.policy)
     content["slo"] = {metric: bounds for metric, bounds in whole["slo"].items() if bounds}
     content["engine"] = engine
-    if _found_calibration(scenario.hardware, engine) != scenario.calibration:
+    if scenario.calibration.engine_version is not None:
+        content["engine_version"] = scenario.calibration.engine_version
+    if _found_calibration(scenario.hardware, engine, scenario.calibration.engine_version) != scenario.calibration:
         content["calibration"] = whole["calibration"]
     content["seed"] = scenario.seed
     if scenario.samples is not None:
@@ -99,17 +101,21 @@ def _group_content(scenario: Scenario, group: ReplicaGroup, policy: ServingPolic
     calibration = group.calibration or scenario.calibration
     if calibration.engine.name != engine:
         content["engine"] = calibration.engine.name
+    followed_version = None if "engine" in content else scenario.calibration.engine_version
+    if calibration.engine_version not in (None, followed_version):
+        content["engine_version"] = calibration.engine_version
     expected: Calibration | None = scenario.calibration
-    if "hardware" in content or "engine" in content:
-        expected = _found_calibration(node, calibration.engine.name)
+    if {"hardware", "engine", "engine_version"} & set(content):
+        version = content.get("engine_version", followed_version)
+        expected = _found_calibration(node, calibration.engine.name, version)
     if calibration != expected:
         content["calibration"] = whole["calibration"]
     return content
 
 
-def _found_calibration(node: Node, engine: str) -> Calibration | None:
+def _found_calibration(node: Node, engine: str, version: str | None) -> Calibration | None:
     try:
-        return find_calibration(accelerator=node.accelerator.name, engine=engine)
+        return find_calibration(accelerator=node.accelerator.name, engine=engine, version=version)
     except InputError:
         return None
 

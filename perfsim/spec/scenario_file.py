@@ -10,6 +10,7 @@ from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration
 from perfsim.spec.cluster import Cluster
 from perfsim.spec.deployment_file import DeploymentFile, name_or_inline
+from perfsim.spec.engine_version import EngineVersion
 from perfsim.spec.hardware import Node
 from perfsim.spec.model import ModelArch
 from perfsim.spec.policy import SLO, ParallelPlan, ServingPolicy
@@ -42,7 +43,8 @@ MachineRef = Annotated[
 class ScenarioFile(Spec):
     """The YAML form of a Scenario; `load_scenario` resolves it.
 
-    `model` and `hardware` are names or whole descriptors. `engine` names the profile of engine overheads.
+    `model` and `hardware` are names or whole descriptors. `engine` names the profile of engine overheads,
+    `engine_version` chooses among its kernels where several versions were timed.
     `calibration` is normally looked up for the device and engine; it stands in the file only when it cannot be.
     """
 
@@ -55,6 +57,7 @@ class ScenarioFile(Spec):
     workload: Workload
     slo: SLO = SLO()
     engine: str = Field(default=DEFAULT_ENGINE, description="engine profile, from hardware/calibration")
+    engine_version: EngineVersion | None = None
     calibration: Calibration | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     samples: int | None = Field(default=None, ge=2, le=100_000, description="draws that bands are made of")

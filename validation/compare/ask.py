@@ -74,7 +74,7 @@ def scenario_of(question: Ask) -> Scenario:
 
     content = json.loads(question.content)
     node = _node(content["hardware"])
-    calibration = _calibration(node.accelerator.name, content["engine"])
+    calibration = _calibration(node.accelerator.name, content["engine"], content.get("engine_version"))
     content |= {"model": _model(content["model"], question.formats), "hardware": node, "calibration": calibration}
     for group in content.get("deployment", {}).get("groups", ()):
         group["calibration"] = calibration
@@ -96,10 +96,10 @@ def _node(name: str) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _calibration(accelerator: str, engine: str) -> Any:
+def _calibration(accelerator: str, engine: str, version: str | None) -> Any:
     from perfsim.spec.load import find_calibration
 
-    return find_calibration(accelerator=accelerator, engine=engine)
+    return find_calibration(accelerator=accelerator, engine=engine, version=version)
 
 
 def answer(question: Ask, engine: Coefficients = (), *, bands: bool = True) -> Answer:

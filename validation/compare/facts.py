@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfsim.spec import catalog
+from perfsim.spec.engine_version import checked
 from perfsim.spec.yaml import load_yaml
 
 if TYPE_CHECKING:
@@ -110,6 +111,14 @@ def version_of(engine: str, version: str | None, *, date: str | None = None) -> 
     if found is None:
         raise InexpressibleError(f"defaults of {engine} {version} not known")
     return _choices(found)
+
+
+def release_of(version: Any) -> str | None:
+    """The version of a table as scenarios take it; None, the newest, where none is stated or a nightly build is."""
+    try:
+        return None if version is None else str(checked(version))
+    except ValueError:
+        return None
 
 
 def check_plan(row: Mapping[str, Any], *, engine: str) -> None:

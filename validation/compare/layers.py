@@ -29,6 +29,7 @@ from validation.compare.streams import bytes_moved, stream_seconds
 from validation.compare.table import Table, read_table
 
 LAYERS = frozenset({"hardware", "model", "tp", "op", "size", "size_meaning", "activated_experts", "time_us"})
+LAYERS_VERSION = "0.19.0"  # of vLLM, whose kernels they are: meta.yaml of the source
 OLD_LAYERS = frozenset({"hardware", "model", "tp", "layer_name", "input", "kv_cache", "time_us"})
 LINEAR = frozenset({"gpu", "model", "tp", "n_head", "n_kv_head", "n_embd", "n_expanded_embd", "vocab_size", "gated",
                     "num_tokens", "op", "median_us"})  # fmt: skip
@@ -57,7 +58,7 @@ def compare_layers(table: Table, record: Record | None = None) -> tuple[Table, O
         found = _operator(model, op, size[rows], tp=int(tp), accelerator=accelerator)
         if op == "moe":
             found = _with_experts(model, found, touched[rows])
-        return np.asarray(seconds([found], accelerator=accelerator))
+        return np.asarray(seconds([found], accelerator=accelerator, version=LAYERS_VERSION))
 
     return compare_kernels(table, ("hardware", "model", "tp", "op"), predict, name="time_us")
 

@@ -95,7 +95,8 @@ def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
     if first.get("prefix_caching") is not None:
         policy["enable_prefix_caching"] = bool(first["prefix_caching"])
     content: dict[str, Any] = {
-        "model": model, "hardware": hardware, "engine": "vllm", "policy": policy,
+        "model": model, "hardware": hardware, "engine": "vllm",
+        "engine_version": facts.release_of(first["vllm_version"]), "policy": policy,
         "workload": {"kind": "trace", "trace": str(_trace(rows, folder))},
     }  # fmt: skip
     experts = any(group.mlp is not None and group.mlp.kind == "moe" for group in facts.arch(model).layers)

@@ -33,14 +33,14 @@ WEIGHTS = {
 
 
 @cache
-def calibration(accelerator: str, engine: str) -> Calibration:
-    """The coefficients for a device and the kernels of an engine."""
-    return find_calibration(accelerator=accelerator, engine=engine)
+def calibration(accelerator: str, engine: str, version: str | None = None) -> Calibration:
+    """The coefficients for a device and the kernels of an engine; `version` as in a scenario."""
+    return find_calibration(accelerator=accelerator, engine=engine, version=version)
 
 
-def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm") -> Any:
+def seconds(ops: Iterable[Op], *, accelerator: str, engine: str = "vllm", version: str | None = None) -> Any:
     """Time of all `ops` one after the other on a device of the catalogue, by an engine's kernels."""
-    found = calibration(accelerator, ENGINES.get(engine, engine))
+    found = calibration(accelerator, ENGINES.get(engine, engine), version)
     chip = facts.accelerator(accelerator)
     return sum(op_estimate(op, chip, found.device, found.power).seconds for op in ops)
 
