@@ -14,7 +14,7 @@ from perfsim.calibrate.forms import Form, form
 from perfsim.calibrate.rows import Rows, named
 from perfsim.cost.collective import collective_estimate
 from perfsim.cost.roofline import op_estimate
-from perfsim.cost.speed_of_light import collective_seconds, op_seconds
+from perfsim.cost.speed_of_light import op_seconds
 from perfsim.cost.step import step_estimate
 from perfsim.cost.step_model import compile_steps
 from perfsim.cost.topology import fabric
@@ -30,7 +30,6 @@ from perfsim.spec.curves import (
     DecodeCurve,
     ExpertCurve,
     GemmCurve,
-    LinkCurve,
     MixedCurve,
     OperatorCurves,
     PrefillCurve,
@@ -256,19 +255,3 @@ def test_the_fit_and_the_cost_model_agree_on_collectives(kind: CollectiveKind, g
     estimate = collective_estimate(Collective(kind, kind, 1, size, gpus), fabric(catalog.node(CHIP)),
                                    with_curves(CHIP, curves).device)  # fmt: skip
     np.testing.assert_allclose(estimate.seconds, shape.seconds(values, rows, catalog.accelerator(CHIP)), rtol=1e-12)
-
-
-@given(st.builds(LinkCurve, launch=microseconds, hop=microseconds, bandwidth=fractions, ramp=microseconds,
-                 ramp_bytes=st.floats(1e3, 1e9)), st.sampled_from(["all_reduce", "all_gather", "reduce_scatter",
-                 "all_to_all"]), st.sampled_from([2, 4, 8]), st.floats(1, 1e10), st.floats(1, 1e9))  # fmt: skip
-def test_collectives_on_any_curve_stay_above_their_bound_and_grow(
-    curve: LinkCurve, kind: CollectiveKind, gpus: int, size: float, more: float
-) -> None:
-    curves = OperatorCurves(collective=dict.fromkeys(
-        ("custom_all_reduce", "ring_all_reduce", "nvls_all_reduce", "all_gather", "reduce_scatter", "all_to_all"), curve
-    ))  # fmt: skip
-    links, device = fabric(catalog.node(CHIP)), with_curves(CHIP, curves).device
-    small, large = (Collective(kind, kind, 1, amount, gpus) for amount in (size, size + more))
-    took = collective_estimate(small, links, device).seconds
-    assert took >= collective_seconds(small, links) * (1 - 1e-12)
-    assert collective_estimate(large, links, device).seconds >= took * (1 - 1e-12)

@@ -46,20 +46,25 @@ PACKED: Bounds = {"packed": (32.0, 8.0, 128.0)}  # rows that kernels of latent a
 # Kernels that expand 8-bit K and V before their products; the search begins where this binds, else nothing moves it.
 WIDE: Bounds = {"wide": (0.3e-9, 0.001e-9, 2e-9)}
 # Of each family of algorithms. NCCL's all-reduces take longer to begin than the engines' own; where a search begins
-# decides which algorithm it believes a size to run, so that it begins more than once.
+# decides which algorithm it believes a size to run, and which of two protocols, so that it begins more than once.
 SLOW_START = {"ring_all_reduce": 40 * US, "nvls_all_reduce": 7 * US}
 OTHER_STARTS = (
-    {"ring_all_reduce.launch": 8 * US, "nvls_all_reduce.launch": 20 * US, "nvls_all_reduce.ramp": 40 * US},
-    {"ring_all_reduce.launch": 15 * US, "ring_all_reduce.ramp": 80 * US, "nvls_all_reduce.bandwidth": 0.4},
-)
+    {"ring_all_reduce.launch": 8 * US, "nvls_all_reduce.launch": 20 * US},
+    {"ring_all_reduce.launch": 15 * US, "nvls_all_reduce.bandwidth": 0.4, "custom_all_reduce.bandwidth": 0.4},
+    {f"{family}.{name}": value for family in ("all_gather", "reduce_scatter", "all_to_all")
+     for name, value in (("handshake", 12 * US), ("handshake_bytes", 3e6))},
+)  # fmt: skip
 # Where few tiles and a long k both make SMs wait, a search finds one of the two and keeps to it.
 OTHER_STARTS_PRODUCTS = (
     {"idle": 0.9, "idle_depth": 2e3, "edge": 100.0, "ramp_sharpness": 3.0},
     {"idle": 0.1, "edge": 10.0, "ramp": 20 * US, "ramp_depth": 1e4, "tail": 0.01, "throttle": 0.4},
 )
 COLLECTIVE: Bounds = {
-    "launch": (5 * US, 0.5 * US, 60 * US), "hop": (1 * US, 0.01 * US, 20 * US), "bandwidth": (0.7, 0.02, 1.0),
-    "ramp": (5 * US, 0.01 * US, 200 * US), "ramp_bytes": (1e6, 5e4, 3e8),
+    "launch": (5 * US, 0.5 * US, 100 * US), "hop": (1 * US, 0.01 * US, 20 * US), "bandwidth": (0.75, 0.02, 1.0),
+    # A GPU touches its own part at most once per pass, so that larger groups never take less time.
+    "own": (0.3, 0.01, 1.0), "crossing": (0.2, 0.001, 3.0), "peer": (0.1 * US, 0.001 * US, 3 * US),
+    "line": (0.5 * US, 0.001 * US, 10 * US), "line_bytes": (3e3, 30.0, 1e6),
+    "handshake": (4 * US, 0.01 * US, 100 * US), "handshake_bytes": (3e5, 1e3, 3e8),
 }  # fmt: skip
 HOST: Bounds = {"host": (60 * US, 5 * US, 400 * US)}  # eager launches that outlast small kernels: a floor, not a cost
 # Launches of vLLM's block-scaled products: how much shorter they are below 32 rows, what padding rows to four adds.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,10 +36,17 @@ class Fitted:
         return {name: float(value * error) for (name, value), error in pairs if name not in NUISANCE}
 
 
-def fit(rows: Rows, chip: Accelerator) -> Fitted:
-    """Coefficients for the rows that are not held out, within the range that the curve describes."""
+def fit(rows: Rows, chip: Accelerator, *, known: Mapping[str, float] | None = None) -> Fitted:
+    """Coefficients for the rows that are not held out, within the range that the curve describes.
+
+    What is `known` from elsewhere is not fitted.
+    """
     chosen = sample(fit_range(rows.where(~rows.held_out())))
-    return fit_together([chosen], [chip], form(rows))
+    shape = form(rows)
+    if known:
+        bounds = {name: value for name, value in shape.bounds.items() if name not in known}
+        shape = replace(shape, bounds=bounds, fixed={**shape.fixed, **known})
+    return fit_together([chosen], [chip], shape)
 
 
 def fit_together(groups: list[Rows], chips: list[Accelerator], shape: Form) -> Fitted:

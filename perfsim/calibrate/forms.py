@@ -15,7 +15,6 @@ import numpy as np
 
 from perfsim.calibrate.bounds import (
     BOUNDS,
-    COLLECTIVE,
     HOST,
     HOST_PRODUCTS,
     LATENT,
@@ -27,23 +26,19 @@ from perfsim.calibrate.bounds import (
     RESIDENT,
     RESIDENT_PRODUCTS,
     SKEW,
-    SLOW_START,
     US,
     WIDE,
     Bounds,
 )
+from perfsim.calibrate.links import bounds_of
+from perfsim.calibrate.links import seconds as link_seconds
 from perfsim.calibrate.routing import GATED_VERSION, IDLE_PASSES, UNGATED, largest_share
 from perfsim.calibrate.rows import Array, Kind, Rows
-from perfsim.cost.algorithms import ALGORITHMS
-from perfsim.cost.collective import FAMILIES, filling, scaled
 from perfsim.cost.curves import ABREAST
 from perfsim.cost.decode import WIDEST, parts, powered, queued, sm_items
 from perfsim.cost.device import peak_flops
 from perfsim.cost.products import Product, blended, gemm_row
-from perfsim.cost.topology import Fabric, fabric
 from perfsim.ops.mlp import distinct_experts
-from perfsim.ops.op import Collective, CollectiveKind
-from perfsim.spec.catalog import node
 from perfsim.spec.curves import DecodeCurve, ExpertCurve, GemmCurve, LinkCurve, PrefillCurve, StreamCurve
 from perfsim.spec.hardware import Accelerator
 from perfsim.spec.model import WEIGHT_BYTES
@@ -69,15 +64,16 @@ class Form:
     def starts(self) -> list[dict[str, float]]:
         """Where the search begins: more than once where it can choose the wrong algorithm."""
         first = {name: start for name, (start, _, _) in self.bounds.items()}
-        others = OTHER_STARTS if len(self.bounds) > len(COLLECTIVE) and self.kind == "collective" else ()
-        others = OTHER_STARTS_PRODUCTS if self.kind == "gemm" else others
-        return [first, *({**first, **{k: v for k, v in other.items() if k in first}} for other in others)]
+        others: dict[Kind, tuple[dict[str, float], ...]]
+        others = {"collective": OTHER_STARTS, "gemm": OTHER_STARTS_PRODUCTS}
+        mine = ({name: value for name, value in other.items() if name in first} for other in others.get(self.kind, ()))
+        return [first, *({**first, **other} for other in mine if other)]
 
     def seconds(self, values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
         """What the curve predicts for every row, under the conditions of the benchmark."""
         formula = {
-            "gemm": _gemm, "decode": _decode, "prefill": _prefill, "moe": _experts, "collective": _collective,
-            "stream": _stream,
+            "gemm": _gemm, "decode": _decode, "prefill": _prefill, "moe": _experts, "stream": _stream,
+            "collective": link_seconds,
         }[self.kind]  # fmt: skip
         result: Array = formula({**self.fixed, **values}, rows, chip)
         return result
@@ -104,12 +100,7 @@ def form(rows: Rows) -> Form:
     Eight-bit and four-bit products quantise their input. vLLM's block-scaled kernels were timed with eager launches.
     """
     if rows.kind == "collective":
-        families = families_of(rows)
-        bounds = {f"{family}.{name}": COLLECTIVE[name] for family in families for name in COLLECTIVE}
-        for family in set(families) & set(SLOW_START):
-            start, (_, low, high) = SLOW_START[family], COLLECTIVE["launch"]
-            bounds[f"{family}.launch"] = (start, low, high)
-        return Form(rows.kind, bounds, {})
+        return Form(rows.kind, *bounds_of([rows]))
     bounds, fixed = {**BOUNDS[rows.kind], **RESIDENT}, {}
     if rows.format.startswith("mla-"):
         bounds |= LATENT | (PACKED if rows.kind == "decode" else {})
@@ -308,53 +299,6 @@ def _share(rows: Rows) -> Array:
     found = [largest_share(int(experts), int(ranks), skew, tokens) for experts, ranks, skew, tokens in kinds.tolist()]
     shares[spread] = np.array(found)[place.reshape(-1)] if found else []
     return shares
-
-
-def families_of(rows: Rows) -> list[str]:
-    """The families of algorithms that can run a group of collectives."""
-    if rows.format != "all_reduce":
-        return [rows.format]
-    links = fabric(node(rows.device))
-    switched = any(level.in_switch for level in links.path(int(rows.columns["gpus"].min())))
-    direct = all(level.direct for level in links.path(int(rows.columns["gpus"].min())))
-    own = ["custom_all_reduce"] if direct and rows.backend != "nccl" else []
-    return [*own, "ring_all_reduce", *(["nvls_all_reduce"] if switched else [])]
-
-
-def _collective(values: Mapping[str, float], rows: Rows, chip: Accelerator) -> Array:
-    links = fabric(node(chip.name))
-    families = FAMILIES[_kind(rows.format)]
-    result = np.empty(len(rows))
-    for gpus in np.unique(rows.columns["gpus"]):
-        at = rows.columns["gpus"] == gpus
-        work = Collective(_kind(rows.format), rows.format, 1, rows.columns["bytes"][at], int(gpus))
-        names = {
-            family: LinkCurve(**{name: values[f"{family}.{name}"] for name in COLLECTIVE})
-            for family in dict.fromkeys(families.values())
-            if f"{family}.launch" in values
-        }
-        result[at] = _fastest(work, links, names)
-    return result
-
-
-def _fastest(work: Collective, links: Fabric, curves: dict[str, LinkCurve]) -> Array:
-    """As `perfsim.cost.collective` does it, over the families that have a curve."""
-    path = links.path(work.group)
-    times = []
-    for name, algorithm in ALGORITHMS[work.kind].items():
-        curve = curves.get(FAMILIES[work.kind].get(name, ""))
-        if curve is not None:
-            inside = tuple(scaled(level, curve) for level in path)
-            seconds = algorithm(work, inside, curve.launch)
-            if seconds is not None:
-                times.append(np.broadcast_to(seconds + filling(work, curve), np.shape(work.bytes)))
-    fastest: Array = np.min(times, axis=0)
-    return fastest
-
-
-def _kind(name: str) -> CollectiveKind:
-    kinds: dict[str, CollectiveKind] = {kind: kind for kind in FAMILIES}
-    return kinds[name]
 
 
 def _distinct(rows: Rows, popularity: float) -> Array:

@@ -1,4 +1,7 @@
-"""`python -m perfsim.calibrate.ops --data DIR`: fits operator curves, writes hardware/calibration/operators/*.yaml."""
+"""`python -m perfsim.calibrate.ops --data DIR`: fits operator curves, writes hardware/calibration/operators/*.yaml.
+
+`--kind collective` fits these alone, within minutes, and leaves every other line of the files as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from perfsim.calibrate.fit import Fitted, fit
-from perfsim.calibrate.forms import families_of, fit_range
+from perfsim.calibrate.forms import fit_range
+from perfsim.calibrate.links import alone, taken_over, written
 from perfsim.calibrate.mixed_file import write as write_mixed
 from perfsim.calibrate.rows import (
     Kind,
@@ -23,6 +27,7 @@ from perfsim.calibrate.rows import (
     newest,
     stream_rows,
 )
+from perfsim.calibrate.sections import with_kind
 from perfsim.calibrate.transfer import left_out, spread
 from perfsim.calibrate.version_file import write as write_versions
 from perfsim.errors import InputError
@@ -53,8 +58,13 @@ def all_rows(folder: Path) -> list[Rows]:
         *gemm_rows(folder), *attention_rows(folder, "decode"), *attention_rows(folder, "prefill"), *mla_rows(folder),
         *moe_rows(folder), *collective_rows(folder), *stream_rows(folder),
     ]  # fmt: skip
-    usable = [group for group in newest(rows) if len(fit_range(group)) >= LEAST.get(group.kind, FEW)]
-    return sorted(usable, key=lambda group: (group.device, group.backend, group.kind, group.format))
+    return usable(rows)
+
+
+def usable(rows: list[Rows]) -> list[Rows]:
+    """The newest version of each group that has enough rows, in a fixed order."""
+    found = [group for group in newest(rows) if len(fit_range(group)) >= LEAST.get(group.kind, FEW)]
+    return sorted(found, key=lambda group: (group.device, group.backend, group.kind, group.format))
 
 
 def held_out_errors(fitted: Fitted, rows: Rows) -> np.ndarray:
@@ -93,9 +103,15 @@ def document(device: str, fits: list[tuple[Fitted, Rows]], missed: Mapping[Kind,
             if seen[: depth + 1] != place[: depth + 1]:
                 yield f"{'  ' * (depth + 1)}{name}:"
         seen = place
-        for family in families_of(rows) if rows.kind == "collective" else [""]:
+        for family in _families(fitted, rows):
             yield f"      {family or rows.format}:"
             yield from _entry(fitted, rows, family)
+
+
+def _families(fitted: Fitted, rows: Rows) -> list[str]:
+    if rows.kind != "collective":
+        return [""]
+    return written({**fitted.form.fixed, **fitted.values}, rows, fitted.values)
 
 
 def _entry(fitted: Fitted, rows: Rows, family: str) -> Iterator[str]:
@@ -130,31 +146,46 @@ def _flow(values: Mapping[str, float]) -> str:
     return "{" + ", ".join(f"{name}: {value:.4g}" for name, value in values.items()) + "}"
 
 
+def fitted_groups(groups: list[Rows]) -> list[tuple[Fitted, Rows]]:
+    """Fits of all groups, in their order, without those that describe nothing."""
+    found: list[tuple[Fitted, Rows]] = []
+    known: list[tuple[Rows, dict[str, float]]] = []
+    # NCCL's own benchmark comes before engines that run its kernels, several sizes of group before one.
+    for rows in sorted(groups, key=lambda rows: (rows.kind == "collective" and alone(rows), rows.backend != "nccl")):
+        print(f"{rows.device} {rows.backend} {rows.kind} {rows.format}", file=sys.stderr)
+        fitted = fit(rows, accelerator(rows.device), known=taken_over(rows, known))
+        known.append((rows, {**fitted.form.fixed, **fitted.values}))
+        median = float(np.median(np.abs(held_out_errors(fitted, rows)))) if rows.held_out().any() else 0.0
+        if median <= LIMIT:
+            found.append((fitted, rows))
+    places = {id(rows): place for place, rows in enumerate(groups)}
+    return sorted(found, key=lambda pair: places[id(pair[1])])
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Fit everything and write the files; 2 for bad input."""
+    """Fit everything, or one kind, and write the files; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m perfsim.calibrate.ops", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the aic_*.parquet tables")
     parser.add_argument("--output", type=Path, default=Path("hardware/calibration/operators"))
+    parser.add_argument("--kind", choices=["collective"], help="fit this kind alone and keep the rest of the files")
     options = parser.parse_args(arguments)
     try:
-        groups = all_rows(options.data)
-        fits = []
-        for rows in groups:
-            print(f"{rows.device} {rows.backend} {rows.kind} {rows.format}", file=sys.stderr)
-            fitted = fit(rows, accelerator(rows.device))
-            median = float(np.median(np.abs(held_out_errors(fitted, rows)))) if rows.held_out().any() else 0.0
-            if median <= LIMIT:
-                fits.append((fitted, rows))
+        groups = all_rows(options.data) if options.kind is None else usable(list(collective_rows(options.data)))
+        fits = fitted_groups(groups)
         missed = borrowed(groups)
-    except InputError as error:
+        for device in sorted({rows.device for rows in groups}):
+            own = [pair for pair in fits if pair[1].device == device]
+            text = "\n".join(document(device, own, missed.get(device, {}))) + "\n"
+            path = options.output / f"{device}.yaml"
+            if options.kind is not None:
+                text = with_kind(path.read_text(encoding="utf-8"), text, options.kind)
+            path.write_text(text, encoding="utf-8")
+    except (InputError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    for device in sorted({rows.device for rows in groups}):
-        own = [pair for pair in fits if pair[1].device == device]
-        lines = document(device, own, missed.get(device, {}))
-        (options.output / f"{device}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_mixed(options.data, options.output)
-    write_versions(options.data, options.output)
+    if options.kind is None:
+        write_mixed(options.data, options.output)
+        write_versions(options.data, options.output)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from perfsim.calibrate.fit import Fitted, fit_together, sample
-from perfsim.calibrate.forms import fit_range, form
+from perfsim.calibrate.forms import Form, fit_range, form
+from perfsim.calibrate.links import bounds_of, link_kind
 from perfsim.calibrate.rows import Array, Rows
 from perfsim.spec.catalog import accelerator
 
@@ -39,7 +41,8 @@ class Transfer:
 def left_out(groups: list[Rows], by: Literal["device", "architecture"]) -> Iterator[Transfer]:
     """Every group, predicted by one curve that was fitted to the same kind, format and backend on other devices.
 
-    Those of its own architecture make that curve, or all together where there are none, each with its own datasheet.
+    Those of its own architecture make that curve, or all together where there are none, each with its own datasheet;
+    of collectives, those whose GPUs are joined by the same kind of links, every architecture with the same weight.
     Groups without any other device are skipped, and those whose launches were timed with the host's: they say more
     about that host.
     """
@@ -53,13 +56,21 @@ def left_out(groups: list[Rows], by: Literal["device", "architecture"]) -> Itera
             != (rows.device if by == "device" else ARCHITECTURE[rows.device])
         ]
         near = [other for other in others if ARCHITECTURE[other.device] == ARCHITECTURE[rows.device]]
+        if rows.kind == "collective":
+            near = near or [other for other in others if link_kind(other.device) == link_kind(rows.device)]
         if others:
             yield _predicted(rows, near or others)
 
 
 def _predicted(rows: Rows, others: list[Rows]) -> Transfer:
     chosen = [sample(fit_range(other), POOLED) for other in others]
-    fitted: Fitted = fit_together(chosen, [accelerator(other.device) for other in others], form(rows))
+    if rows.kind == "collective":
+        # Launches differ by architecture more than by anything else, so that each one weighs the same.
+        count = Counter(ARCHITECTURE[other.device] for other in others)
+        chosen = [sample(other, len(other) // count[ARCHITECTURE[other.device]]) for other in chosen]
+    # Families of algorithms that only the others have must have a curve, or their rows bend those of the rest.
+    shape = Form(rows.kind, *bounds_of([rows, *others])) if rows.kind == "collective" else form(rows)
+    fitted: Fitted = fit_together(chosen, [accelerator(other.device) for other in others], shape)
     asked = fit_range(rows)
     predicted = fitted.form.seconds(fitted.values, asked, accelerator(rows.device))
     return Transfer(asked, predicted, tuple(sorted(other.device for other in others)))

@@ -4,8 +4,8 @@ Symbols: vector B per GPU, n GPUs, launch l, hops h_i and rates per level i (`co
 is achieved: hops with the sender's own step, rates with their efficiency. Every function returns seconds, or None where
 the algorithm is not possible. Step counts of ring, binomial and pairwise algorithms: Thakur, Rabenseifner, Gropp,
 "Optimization of Collective Communication Operations in MPICH", IJHPCA 19(1), 2005. Pipelines overlap their stages, so
-that the slowest one sets the rate. Neglected: protocol changes (NCCL's LL, LL128, Simple), channels, contention with
-other traffic.
+that the slowest one sets the rate. Inside a node, fitted kernels have formulas of their own (`cost.inside`), protocols
+included. Neglected: protocol changes between nodes (NCCL's LL, LL128, Simple), channels, contention with other traffic.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.estimate import Estimate
-from perfsim.cost.topology import Fabric, Level, Path
+from perfsim.cost.inside import FITTED, scaled
+from perfsim.cost.topology import Fabric, Path
 from perfsim.ops.op import Collective, CollectiveKind, Num
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.curves import LinkCurve
@@ -70,42 +71,30 @@ def achieved(path: Path, efficiency: DeviceEfficiency, curve: LinkCurve | None =
     return tuple(levels)
 
 
-def scaled(level: Level, curve: LinkCurve) -> Level:
-    """A level inside a node as a family of kernels achieves it."""
-    rate = curve.bandwidth
-    return replace(
-        level, spread=rate * level.spread, ring=rate * level.ring, peer=rate * level.peer,
-        in_switch=rate * level.in_switch, latency=curve.hop,
-    )  # fmt: skip
-
-
-def filling(work: Collective, curve: LinkCurve) -> Num:
-    """Seconds that small messages lose: ramp x / (x + ramp_bytes), x the bytes per GPU."""
-    return curve.ramp * work.bytes / (work.bytes + curve.ramp_bytes)
-
-
 def algorithm_seconds(
     collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency, *, allowed: Collection[str] | None = None
 ) -> dict[str, Num]:
     """Seconds of one exchange by every algorithm that is possible here (and `allowed`), by name."""
     path = fabric.path(collective.group, stride=collective.stride)
     curves = efficiency.curves.collective
-    families = FAMILIES.get(collective.kind, {})
+    families, fitted = FAMILIES.get(collective.kind, {}), FITTED.get(collective.kind, {})
+    inside = len(path) == 1 and path[0].scale_up
     # Inside a node only what was measured competes, if anything was: coefficients of the rest are guesses.
-    measured = (
-        allowed is None and all(level.scale_up for level in path) and not curves.keys().isdisjoint(families.values())
-    )
+    measured = allowed is None and inside and not curves.keys().isdisjoint(families.values())
     times: dict[str, Num] = {}
     for name, algorithm in ALGORITHMS[collective.kind].items() if path else ():
         if allowed is not None and name not in allowed:
             continue
         curve = curves.get(families.get(name, ""))
-        if curve is None and measured:
+        if inside and curve is not None and name in fitted:
+            seconds = fitted[name](collective, path[0], curve)
+        elif measured:
             continue
-        launch = efficiency.collective_launch if curve is None else curve.launch
-        seconds = algorithm(collective, achieved(path, efficiency, curve), launch)
+        else:
+            launch = efficiency.collective_launch if curve is None else curve.launch
+            seconds = algorithm(collective, achieved(path, efficiency, curve), launch)
         if seconds is not None:
-            times[name] = seconds if curve is None else seconds + filling(collective, curve)
+            times[name] = seconds
     return times
 
 

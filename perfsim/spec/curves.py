@@ -136,17 +136,25 @@ class StreamCurve(Spec):
 
 
 class LinkCurve(Spec):
-    """A family of collective algorithms over the links inside a node: see `perfsim.cost.collective`.
+    """A family of collective algorithms over the links inside a node: see `perfsim.cost.inside`.
 
-    `hop` is one step from GPU to GPU, the latency of the link included; `bandwidth` a fraction of the link's. `ramp` is
-    what messages add that are too small to keep all links busy, half of it at `ramp_bytes` per GPU.
+    `hop` is one step from GPU to GPU, the latency of the link included; `bandwidth` a fraction of the link's. `own` is
+    how long a GPU is busy with its own part, in the time of a part that crosses the link. `crossing` is how much
+    longer a part takes where it has to leave a pair of GPUs on a host's PCIe, `peer` what each peer beyond the first
+    adds to a barrier. `line` is what NCCL's LL128 waits longer than LL per doubling of the group, half of the square
+    of it at parts of `line_bytes`, `handshake` what Simple waits longer than LL128.
     """
 
     launch: Seconds
     hop: Seconds
     bandwidth: Fraction
-    ramp: Seconds = 0.0
-    ramp_bytes: float = Field(default=1e6, gt=0)
+    own: float = Field(default=0.0, ge=0, le=2)
+    crossing: Amount = 0.0
+    peer: Seconds = 0.0
+    line: Seconds = 0.0
+    line_bytes: float = Field(default=4e3, gt=0)
+    handshake: Seconds = 0.0
+    handshake_bytes: float = Field(default=1e6, gt=0)
 
 
 class OperatorCurves(Spec):

@@ -14,7 +14,8 @@ from perfsim.spec.calibration import Calibration, DeviceEfficiency
 from perfsim.spec.uncertainty import KINDS, OperatorKind
 
 # What a coefficient is, by the name of its field without the kind of operator; all others are shapes and stay.
-TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds", "wide", "kv_tile", "column", "empty"))
+TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds", "wide", "kv_tile", "column", "empty", "peer",
+                   "line", "handshake"))  # fmt: skip
 RATES = frozenset(("bandwidth", "compute", "quantise_bandwidth"))
 SPEEDS = frozenset(("sm_bandwidth",))  # which no datasheet limits
 KIND_OF_CURVES: dict[str, OperatorKind] = {

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perfsim.calibrate.forms import families_of, fit_range, form, resident
+from perfsim.calibrate.forms import fit_range, form, resident
+from perfsim.calibrate.links import families_of
 from perfsim.calibrate.rows import Array, Kind, Rows
 from perfsim.spec.catalog import accelerator
 from perfsim.spec.load import find_calibration
@@ -47,7 +48,9 @@ def coefficients(rows: Rows) -> dict[str, float] | None:
     if backend is None:
         return None
     if rows.kind == "collective":
-        families = {name: backend.collective[name] for name in families_of(rows) if name in backend.collective}
+        nccl = file.backends["nccl"].collective if file and "nccl" in file.backends else {}
+        known = {**nccl, **backend.collective}  # engines run NCCL's kernels beside their own
+        families = {name: known[name] for name in families_of(rows) if name in known}
         return {f"{name}.{key}": value for name, fit in families.items() for key, value in fit.curve} or None
     fit: CurveFit | None = getattr(backend, rows.kind).get(rows.format)
     if fit is None:
