@@ -124,3 +124,22 @@ def test_a_missing_fact_is_the_reason_of_its_row_alone(column: str, tmp_path) ->
         question_of(missing)
     _, outcome = compare_stages(table)
     assert [reason is None for reason in outcome.reasons] == [True, False]
+
+
+@pytest.mark.parametrize("stages", ["[[NaN, 5]]", "[[2.0, Infinity]]", "[[2.0]]", "5"])
+def test_stages_that_are_no_load_are_a_reason(stages):
+    with pytest.raises(InexpressibleError, match="stages are no pairs of rate and seconds"):
+        question_of(row(stages=stages))
+
+
+def test_answers_of_one_token_have_no_time_per_token(tmp_path):
+    found = compare(write(tmp_path / "t.parquet", [row(output_len=1)]))
+    assert found["expressible"] == 1
+    assert "tpot_derived_ms" not in found["metrics"]
+    assert "e2e_mean_ms" in found["metrics"]
+
+
+def test_a_quantised_checkpoint_keeps_its_weights_under_16_bit_activations():
+    assert dict(question_of(row(model="Qwen/Qwen3-14B-AWQ")).formats)["weight_only"] is True
+    assert question_of(row(model="Qwen/Qwen3-14B")).formats == ()
+    assert dict(question_of(row(precision="FP8")).formats) == {"linear_dtype": "fp8", "expert_dtype": "fp8"}

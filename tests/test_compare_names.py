@@ -180,3 +180,42 @@ def test_between_nodes_without_network_cards_nothing_is_predicted(tmp_path):
     pq.write_table(pa.table({key: [value] for key, value in row.items()}), tmp_path / "t.parquet")
     found = compare(tmp_path / "t.parquet")
     assert found["not_expressible"] == {"network between nodes of 'h20_sxm' not published": 1}
+
+
+def test_recurrent_layers_do_not_say_how_far_attention_is_sharded():
+    """Qwen3.5's linear attention has no count of query heads; 32 heads of its other layers fit 8 GPUs, 6 do not."""
+    plan = {"tp": 8, "dp": 1, "ep": 1, "pp": 1, "gpus": 8}
+    plans.check_size(plan, accelerator="h200-141gb-sxm", model="Qwen--Qwen3.5-397B-A17B")
+    with pytest.raises(InexpressibleError, match="tp counts all GPUs"):
+        plans.check_size({**plan, "tp": 6}, accelerator="h200-141gb-sxm", model="Qwen--Qwen3.5-397B-A17B")
+
+
+def test_ranks_of_a_dense_model_are_workers_behind_a_prefill_side_too():
+    plan = {"tp": 2, "dp": 4, "ep": 1, "pp": 1, "gpus": 8}
+    found = silicon.group("decode", 3, plan, {}, model="Qwen--Qwen3-32B")
+    assert (found["count"], found["parallel"]) == (12, {"tp": 2, "dp": 1, "ep": 1, "pp": 1})
+    found = silicon.group("decode", 3, plan, {}, model="deepseek-ai--DeepSeek-R1")
+    assert (found["count"], found["parallel"]["dp"]) == (3, 4)
+
+
+def test_one_row_that_fits_no_machine_is_a_reason_and_not_the_end(tmp_path):
+    rows = [EXCHANGE, {**EXCHANGE, "impl": "NCCL", "num_gpus": 1 << 14}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    found = compare(tmp_path / "t.parquet")
+    assert (found["rows"], found["expressible"]) == (2, 1)
+    assert next(iter(found["not_expressible"])).startswith("infeasible: 16384 GPUs")
+
+
+def test_columns_that_are_not_required_may_be_of_any_type(tmp_path):
+    row = {"system": "h100_sxm", "framework": "vllm", "version": "1", "phase": "decode_module", "mla_dtype": "bfloat16",
+           "model": "deepseek-ai/DeepSeek-V3", "gemm_type": "bfloat16", "kv_cache_dtype": "bfloat16", "num_heads": 16,
+           "batch_size": 4, "isl": 1, "step": 1000, "latency_us": 100.0}  # fmt: skip
+    table = pa.Table.from_pylist([row])
+    answers = []
+    for kind in (pa.string(), pa.binary(), pa.string_view()):
+        names = [pa.field(name, kind if pa.types.is_string(of) else of) for name, of in
+                 zip(table.schema.names, table.schema.types, strict=True)]  # fmt: skip
+        pq.write_table(table.cast(pa.schema(names)), tmp_path / "t.parquet")
+        answers.append(compare(tmp_path / "t.parquet"))
+    assert answers[0]["expressible"] == 1
+    assert answers[1] == answers[2] == answers[0]

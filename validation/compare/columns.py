@@ -41,8 +41,8 @@ OPTIONAL = frozenset({
     "cpu_kv_blocks", "cpu_offload", "gpu_mem_util", "total_kv_blocks", "same_run_as", "n_success", "requests_per_s",
     "input_tokens_per_s", "tpot_derived_ms", "itl_mean_ms", "has_error",
     *(f"{name}_{level}_ms" for name in ("e2e", "ttft") for level in ("mean", "median", "p90", "p95", "p99")),
-    "num_kv_tokens", "prefix_caching", "queued_engine_s", "activated_experts", "gemm_type", "dispatch_sms",
-    "combine_sms",
+    "dp", "model", "num_kv_tokens", "prefix_caching", "queued_engine_s", "activated_experts", "gemm_type",
+    "dispatch_sms", "combine_sms",
 })  # fmt: skip
 
 

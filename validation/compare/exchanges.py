@@ -13,6 +13,7 @@ from typing import Any
 
 from perfsim.cost.collective import FAMILIES, algorithm_seconds
 from perfsim.cost.topology import Fabric, fabric
+from perfsim.errors import InfeasibleError
 from perfsim.spec import catalog
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.load import find_calibration
@@ -131,9 +132,12 @@ def _compare(
         try:
             own = [Pair(index, name, float(value), 1e6 * (price or _library)(one, row))
                    for one in reader([row]) for name, value in values(row, one).items() if value]  # fmt: skip
+            reason = None
         except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError):
-            own = []  # a value is missing, or that of no exchange
-        reasons.append(None if own else _reason(row))
+            own, reason = [], None  # a value is missing, or that of no exchange
+        except InfeasibleError as error:
+            own, reason = [], f"infeasible: {error}"
+        reasons.append(None if own else reason or _reason(row))
         pairs += own
         progress.step()
     return table, outcome_of(reasons, pairs)

@@ -78,7 +78,7 @@ def question_of(row: Row) -> Ask:
             policy = plans.engine_policy(
                 engine, version=version, accelerator=accelerator, model=model, plan=own, date=row.get("date")
             )
-            groups.append(group(role, workers, own, policy))
+            groups.append(group(role, workers, own, policy, model=model))
         content["deployment"] = {"groups": groups, "router": {"kind": "least_loaded"}}
     else:
         content |= plans.keys_of(plan, model)
@@ -95,11 +95,12 @@ def _load(row: Row) -> dict[str, int]:
 def _plan(row: Row, role: str, accelerator: str, model: str) -> plans.Plan:
     """TP counts the GPUs of a worker; with data-parallel attention each of them is a rank."""
     gpus, ep = (plans.count(row, f"{role}_{axis}", reason="plan not published") for axis in ("tp", "ep"))
-    if row[f"{role}_dp_attention"] is None:
+    spread = row.get(f"{role}_dp_attention")
+    if spread is None:
         raise InexpressibleError("plan not published: whether attention is data-parallel")
     if ep not in (1, gpus):
         raise InexpressibleError("plan not published: attention and experts are on different numbers of GPUs")
-    ranks = gpus if row[f"{role}_dp_attention"] else 1
+    ranks = gpus if spread else 1
     plan = {"tp": gpus // ranks, "dp": ranks, "ep": ep, "pp": 1, "gpus": gpus}
     plans.check_size(plan, accelerator=accelerator, model=model)
     return plan

@@ -115,7 +115,8 @@ def question_of(row: Row, *, trace: Path | None = None) -> Ask:
     stages = _stages(row["stages"])
     prompt = _prompt_tokens(row, client["retokenised"])
     output = plans.count(row, "output_len", reason="load not published")
-    tp, dp = plans.count(row, "tp", reason="plan not published"), int(row.get("dp") or 1)
+    tp = plans.count(row, "tp", reason="plan not published")
+    dp = plans.count(row, "dp", reason="plan not published") if row.get("dp") else 1
     policy: dict[str, Any] = {
         "max_num_batched_tokens": plans.count(row, "max_num_batched_tokens"),
         "max_num_seqs": plans.count(row, "max_num_seqs"),
@@ -147,9 +148,12 @@ def question_of(row: Row, *, trace: Path | None = None) -> Ask:
 def _stages(text: str) -> list[tuple[float, float]]:
     """(requests per second, seconds) of every stage of a load."""
     try:
-        return [(float(rate), float(seconds)) for rate, seconds in json.loads(text)]
+        stages = [(float(rate), float(seconds)) for rate, seconds in json.loads(text)]
     except (ValueError, TypeError):
         raise InexpressibleError("load not published: stages are no pairs of rate and seconds") from None
+    if not all(math.isfinite(rate * seconds) for rate, seconds in stages):
+        raise InexpressibleError("load not published: stages are no pairs of rate and seconds")
+    return stages
 
 
 def _sampling(model: str) -> str:
@@ -272,7 +276,7 @@ def _pairs(index: int, row: Row, answer: Answer) -> Iterator[Pair]:
             values = found[name][mask]
             value = 1e3 * float(np.mean(values) if statistic == "mean" else np.quantile(values, _level(statistic)))
             yield _pair(index, column, row[column], value, answer, f"{name[:-2]}.{statistic}".replace("median", "p50"))
-    if row.get("tpot_derived_ms"):
+    if row.get("tpot_derived_ms") and row["output_len"] > 1:
         mean = {name: 1e3 * float(np.mean(found[name][mask])) for name in ("e2e_s", "ttft_s")}
         value = (mean["e2e_s"] - mean["ttft_s"]) / (row["output_len"] - 1)
         yield _pair(index, "tpot_derived_ms", row["tpot_derived_ms"], value, answer, "tpot.mean")

@@ -84,15 +84,12 @@ def check_size(plan: Plan, *, accelerator: str, model: str) -> None:
     Also where the plan needs more than one node: no table says what connects them.
     """
     _, count = facts.node_of(accelerator)
-    heads = min((_heads(group) for group in facts.arch(model).layers if group.attention is not None), default=1)
-    if heads % plan["tp"] or (plan["tp"] > 8 and plan["ep"] == 1):
+    heads = {getattr(group.attention, "num_attention_heads", None) for group in facts.arch(model).layers}
+    # Recurrent mixers have no heads that say how far they are sharded.
+    if any(count % plan["tp"] for count in heads if count) or (plan["tp"] > 8 and plan["ep"] == 1):
         raise InexpressibleError("plan not published: tp counts all GPUs of the service")
     if plan["gpus"] > count:
         raise InexpressibleError(f"network between nodes not published: more than {count} GPUs of {accelerator}")
-
-
-def _heads(group: Any) -> int:
-    return int(getattr(group.attention, "num_attention_heads", 1) or 1)
 
 
 def keys_of(plan: Plan, model: str) -> dict[str, Any]:

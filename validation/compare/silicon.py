@@ -138,11 +138,13 @@ def _disaggregated(
     groups = []
     for role, plan in sides.items():
         workers = plans.count(row, f"{role}_num_workers", reason="plan not published: number of workers")
-        groups.append(group(role, workers, plan, _policy(engine, row, accelerator, model, plan)))
+        groups.append(group(role, workers, plan, _policy(engine, row, accelerator, model, plan), model=model))
     return {"deployment": {"groups": groups, "router": {"kind": "least_loaded"}}}
 
 
-def group(role: str, workers: int, plan: plans.Plan, policy: Mapping[str, Any]) -> dict[str, Any]:
-    """A group of a disaggregated deployment."""
+def group(role: str, workers: int, plan: plans.Plan, policy: Mapping[str, Any], *, model: str) -> dict[str, Any]:
+    """A group of a disaggregated deployment; ranks of a dense model share nothing and are workers of their own."""
     parallel = {key: plan[key] for key in ("tp", "dp", "ep", "pp")}
+    if not facts.has_experts(model):
+        workers, parallel = workers * plan["dp"], parallel | {"dp": 1, "ep": 1}
     return {"name": role, "role": role, "count": workers, "parallel": parallel, "policy": dict(policy)}

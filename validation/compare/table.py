@@ -105,7 +105,18 @@ def read_table(path: Path) -> Table:
     twice = [name for name, count in Counter(data.column_names).items() if count > 1]
     if twice:
         raise InputError(f"--table: '{path}' has more than one column '{twice[0]}'")
-    return Table(path, _without_nan(data))
+    return Table(path, _without_nan(_without_views(data)))
+
+
+def _without_views(data: pa.Table) -> pa.Table:
+    """Views of text and bytes as what they show: rows of them cannot be taken."""
+    import pyarrow as pa
+
+    for position, field in enumerate(data.schema):
+        if pa.types.is_string_view(field.type) or pa.types.is_binary_view(field.type):
+            kind = "large_string" if pa.types.is_string_view(field.type) else "large_binary"
+            data = data.set_column(position, field.name, data[field.name].cast(kind))
+    return data
 
 
 def _without_nan(data: pa.Table) -> pa.Table:
