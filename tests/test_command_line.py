@@ -248,6 +248,33 @@ def test_sglang_counts_its_gpus_otherwise() -> None:
     assert "'--tp-size'" in refusal("sglang", f"serve {LLAMA} --tp_size 2")  # argparse, no underscores
 
 
+@pytest.mark.parametrize(("engine", "flags", "chosen"), [
+    ("sglang", "", None), ("sglang", "--moe-a2a-backend none", None),
+    ("sglang", "--moe-a2a-backend deepep", "deepep_auto"),
+    ("sglang", "--moe-a2a-backend deepep --deepep-mode low_latency", "deepep_low_latency"),
+    ("sglang", "--moe-a2a-backend deepep --deepep-mode normal", "deepep_high_throughput"),
+    ("vllm", "", None), ("vllm", "--all2all-backend deepep_low_latency", "deepep_low_latency"),
+    ("vllm", "--all2all-backend pplx", "allgather_reducescatter"),
+])  # fmt: skip
+def test_what_carries_tokens_to_their_experts(engine: str, flags: str, chosen: str | None) -> None:
+    ranks = {"sglang": "--tp 8 --dp 8 --enable-dp-attention --ep-size 8", "vllm": "-dp 8 -ep"}[engine]
+    found, report = scenario(engine, f"serve deepseek-ai/DeepSeek-V3 {ranks} {flags}", hardware="dgx-b200")
+    assert (found.parallel.ep, found.policy.all2all_backend) == (8, chosen)
+    assert not any("a2a" in warning or "all2all" in warning for warning in report.warnings)
+
+
+def test_other_exchanges_and_exchanges_without_ranks_are_named() -> None:
+    model = "serve deepseek-ai/DeepSeek-V3"
+    found, report = scenario("vllm", f"{model} -dp 8 -ep --all2all-backend mori_low_latency", hardware="dgx-b200")
+    assert found.policy.all2all_backend == "all_to_all"
+    assert any("--all2all-backend: not modelled: 'mori_low_latency'" in warning for warning in report.warnings)
+    found, report = scenario("sglang", f"{model} --tp 8 --moe-a2a-backend deepep", hardware="dgx-b200")
+    assert found.policy.all2all_backend is None
+    assert any("--moe-a2a-backend: without effect" in warning for warning in report.warnings)
+    _, report = scenario("sglang", f"{model} --tp 8 --ep-size 8 --deepep-mode normal", hardware="dgx-b200")
+    assert any("--deepep-mode: without effect" in warning for warning in report.warnings)
+
+
 def test_sglang_defaults_go_by_memory() -> None:
     found, _ = scenario("sglang", f"serve {LLAMA}")
     policy = found.policy

@@ -20,8 +20,10 @@ from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
 from perfsim.spec.model import GroupedQueryAttention
 from validation.collectives.predict import network
-from validation.compare import deepep, lowered, streams
+from validation.collectives.rows import expert_rows, expert_times
+from validation.compare import lowered, streams
 from validation.compare.cli import compare
+from validation.compare.exchanges import deepep_seconds
 from validation.ops.predict import benchmark_seconds
 
 MEASURED = Path(__file__).resolve().parents[1] / "validation" / "measured"
@@ -268,12 +270,11 @@ def test_deepep_on_fewer_sms_takes_longer_and_never_beats_its_links(tmp_path):
     assert found["expressible"] == 2
     assert found["metrics"]["dispatch_transmit_us"]["mape_mean"] < 0.2
     assert found["metrics"]["combine_transmit_us"]["mape_mean"] < 0.2
-    pairs = [deepep.expressed(row) for row in rows]
-    few, many = (deepep.predicted(each[0], kernel) for each, kernel in pairs)
-    assert few is not None
-    assert many is not None
+    one = next(expert_rows(expert_times(rows[1:])))
+    few, many = deepep_seconds(one, 4.0), deepep_seconds(one, 20.0)
     assert few > 3 * many
-    assert many > collective_seconds(pairs[1][0][0].work, network("dgx-h100", 1))
+    assert many == deepep_seconds(one)
+    assert many > collective_seconds(one.work, network("dgx-h100", 1))
 
 
 @pytest.mark.parametrize(("experts", "ranks"), [(256, 8), (128, 16), (8, 2)])

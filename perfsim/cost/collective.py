@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.cost.algorithms import ALGORITHMS
+from perfsim.cost.deepep import exchange_seconds
 from perfsim.cost.estimate import Estimate
 from perfsim.cost.inside import FITTED, scaled
 from perfsim.cost.topology import Fabric, Path
@@ -25,9 +26,12 @@ def collective_estimate(collective: Collective, fabric: Fabric, efficiency: Devi
     """
     if collective.group == 1:
         return Estimate(0.0 * collective.bytes)
-    _, fastest = fastest_algorithm(collective, fabric, efficiency)
+    path = fabric.path(collective.group, stride=collective.stride)
+    fastest = exchange_seconds(collective, path, efficiency.curves.exchange)
+    if fastest is None:
+        _, fastest = fastest_algorithm(collective, fabric, efficiency)
     seconds = collective.count * collective.active * fastest
-    inside = all(level.scale_up for level in fabric.path(collective.group, stride=collective.stride))
+    inside = all(level.scale_up for level in path)
     return Estimate(
         seconds,
         bytes=collective.count * collective.bytes,

@@ -8,6 +8,7 @@ import numpy as np
 
 from perfsim.cost.device import peak_flops
 from perfsim.cost.topology import Fabric, Level, Path
+from perfsim.ops.exchange import out_of_node
 from perfsim.ops.op import Collective, Num, Op
 from perfsim.spec.hardware import Accelerator
 
@@ -46,10 +47,11 @@ def _leaving(work: Collective, path: Path, level: Level, units: int) -> Num:
         part = work.bytes if work.kind == "all_gather" else work.bytes / work.group
         return part * ((units - 1) * level.below)
     if work.kind == "all_to_all":
-        if work.across_bytes is None:
+        inside = path[0].size if path[0].scale_up else 1
+        across = out_of_node(work, work.group / inside)
+        if across is None:
             return work.bytes * ((work.group - level.below) / work.group * level.below)
         if level.scale_up:
             return work.bytes * ((level.size - 1) / work.group)
-        elsewhere = work.group - (path[0].size if path[0].scale_up else 1)
-        return work.across_bytes * ((work.group - level.below) / elsewhere * level.below)
+        return across * ((work.group - level.below) / (work.group - inside) * level.below)
     return work.bytes

@@ -54,7 +54,7 @@ def gpu_parts(
     for work in lower_with_drafts(
         model, step, speculative=policy.speculative, tp=tp, dp=dp, ep=ep, pp=pp,
         expert_popularity=engine.expert_popularity, sampling_passes=passes, sampling_kernels=kernels,
-        kv_cache_dtype=policy.kv_cache_dtype,
+        kv_cache_dtype=policy.kv_cache_dtype, all2all_backend=policy.all2all_backend or engine.all2all_backend,
     ):  # fmt: skip
         if isinstance(work, Op):
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)

@@ -78,9 +78,13 @@ class StepModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CompiledSteps:
-    """A StepModel of tables and coefficients; see `compile_steps`."""
+    """A StepModel of tables and coefficients; see `compile_steps`.
+
+    `prompt_s` is `token_s` of steps with prompts, which some exchanges of experts tell apart.
+    """
 
     token_s: list[float]
+    prompt_s: list[float]
     logit_s: list[float]
     decode: tuple[DecodeTerm, ...]
     prefill: tuple[PrefillTerm, ...]
@@ -114,7 +118,8 @@ class CompiledSteps:
         longest: tuple[int, int] = EQUAL,
     ) -> float:  # fmt: skip
         """Seconds of one step on the GPU, without what data-parallel ranks do together."""
-        gpu = self.token_s[tokens] + self.logit_s[logits + tokens - decodes - prefill_tokens]
+        gpu = (self.prompt_s if prefill_tokens else self.token_s)[tokens]
+        gpu += self.logit_s[logits + tokens - decodes - prefill_tokens]
         if self.sequence_s:
             gpu += self.sequence_s[logits]
         chunks = logits - decodes if logits > decodes else 1
@@ -234,12 +239,13 @@ def compile_steps(
     """
     engine, links = calibration.engine, fabric(node, cluster)
     passes, kernels = engine.sampler(policy.sampling)
+    backend = policy.all2all_backend or engine.all2all_backend
 
     def lowered(step: StepShape) -> list[Op | Collective]:
         return lower_with_drafts(
             model, step, speculative=policy.speculative, tp=tp, dp=dp, ep=ep, pp=pp,
             expert_popularity=engine.expert_popularity, sampling_passes=passes, sampling_kernels=kernels,
-            kv_cache_dtype=policy.kv_cache_dtype,
+            kv_cache_dtype=policy.kv_cache_dtype, all2all_backend=backend,
         )  # fmt: skip
 
     def work(step: StepShape, driver: Driver) -> list[Num]:
@@ -250,7 +256,11 @@ def compile_steps(
     queries = policy.queries
     logits = np.arange(min(max_num_seqs * queries, max_num_batched_tokens) + 1, dtype=np.float64)
     sequences = logits[: max_num_seqs + 1]
-    token_s = np.sum(np.stack(work(_shape(model, tokens=tokens), "tokens")), axis=0)
+    token_s = np.sum(np.stack(work(_shape(model, tokens=tokens), "tokens")), axis=0).tolist()
+    prompt_s = token_s
+    if backend == "deepep_auto":  # a step with a prompt exchanges its tokens by other kernels
+        beside = replace(_shape(model, tokens=tokens), prefill_tokens=1.0)
+        prompt_s = np.sum(np.stack(work(beside, "tokens")), axis=0).tolist()
     logit_s = np.sum(np.stack(work(_shape(model, logits=logits), "logits")), axis=0)
     together = np.arange(dp * max_num_batched_tokens + 1 if dp > 1 else 0, dtype=np.float64)
     shared = work(_shape(model, group=together, queries=queries), "group") if dp > 1 else [together]
@@ -264,7 +274,7 @@ def compile_steps(
     each_token, each_adapter = _adapters(model, policy, tp, tokens=1.0), _adapters(model, policy, tp, adapters=1.0)
     device = calibration.device
     return CompiledSteps(
-        token_s.tolist(), logit_s.tolist(), decode_terms(one, node, device), prefill_terms(one, node, device),
+        token_s, prompt_s, logit_s.tolist(), decode_terms(one, node, device), prefill_terms(one, node, device),
         linear_terms(unit(1.0, 1), unit(2.0, 1), "expansion", node, device),
         linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
         engine.step_host, engine.schedule_host, engine.sequence_host, engine.token_host, async_scheduling,

@@ -12,20 +12,24 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsim.ops.exchange import combine, dispatch
 from perfsim.ops.gemm import compute_dtype, gemm
 from perfsim.ops.op import Collective, Driver, Num, Op
 from perfsim.ops.params import shared_expert_shards
 from perfsim.ops.step import StepShape
 from perfsim.spec.model import ACTIVATION_BYTES, WEIGHT_BYTES, DenseMLP, LayerGroup, MixtureOfExperts, ModelArch
+from perfsim.spec.policy import All2AllBackend
 
 
 def mlp_ops(
-    model: ModelArch, group: LayerGroup, step: StepShape, *, tp: int, dp: int = 1, ep: int = 1, popularity: float = 0.0
-) -> Iterator[Op | Collective]:
+    model: ModelArch, group: LayerGroup, step: StepShape, *, tp: int, dp: int = 1, ep: int = 1, popularity: float = 0.0,
+    backend: All2AllBackend = "all_to_all",
+) -> Iterator[Op | Collective]:  # fmt: skip
     """Kernels and exchanges of `group.count` feed-forward blocks up to, and without, the sum over `tp`.
 
-    With expert parallelism over data-parallel ranks, `tp` GPUs send equal shares of their tokens to the experts and
-    gather the results, so that nothing is left to sum (DeepSeek-V3, arXiv:2412.19437, 3.4; vLLM's expert parallelism).
+    With expert parallelism over data-parallel ranks, `tp` GPUs send equal shares of their tokens to the experts, by the
+    exchange that `backend` names, and gather the results, so that nothing is left to sum (DeepSeek-V3,
+    arXiv:2412.19437, 3.4; vLLM's expert parallelism).
     Each of them routes its own share, and computes whole shared experts for it (`is_sequence_parallel` in
     vllm/model_executor/models/deepseek_v2.py, 0.32).
     """
@@ -41,48 +45,17 @@ def mlp_ops(
     latent, dtype = mlp.latent_size, model.linear_dtype
     if latent:  # every token is projected before it visits its experts, and back afterwards; on every GPU
         yield gemm(model, "latent_down", group.count, own, latent, model.hidden_size, weight_dtype=dtype)
-    yield from _dispatch(model, group.count, mlp, step, tp, dp, ep)
+    if dp > 1:
+        yield from dispatch(model, group.count, mlp, step, tp=tp, dp=dp, ep=ep, backend=backend)
     yield _experts(
         model, group.count, mlp, step.expert_tokens, tp * dp, ep, popularity, "group" if dp > 1 else "tokens"
     )
-    yield from _combine(model, group.count, mlp, step, tp, dp, ep)
+    if dp > 1:
+        yield from combine(model, group.count, mlp, step, tp=tp, dp=dp, ep=ep, backend=backend)
     if latent:
         yield gemm(model, "latent_up", group.count, own, model.hidden_size, latent, weight_dtype=dtype)
     if mlp.shared_intermediate_size:
         yield from _dense(model, group.count, own, mlp.shared_intermediate_size / shards, gated=mlp.gated)
-
-
-def _dispatch(
-    model: ModelArch, count: int, moe: MixtureOfExperts, step: StepShape, tp: int, dp: int, ep: int
-) -> Iterator[Collective]:
-    """Tokens to the GPUs of their experts; quantised first where the experts compute in 8 bits, as DeepEP does."""
-    if dp == 1:
-        return
-    hidden = moe.latent_size or model.hidden_size
-    if ep > 1:
-        width = min(ACTIVATION_BYTES[model.dtype], 1 if compute_dtype(model, model.expert_dtype) == "fp8" else 2)
-        sent = step.tokens * (moe.num_experts_per_tok * hidden * width / tp)
-        yield Collective("all_to_all", "expert_dispatch", count, sent, ep)
-    else:
-        own = step.tokens * (hidden * ACTIVATION_BYTES[model.dtype])
-        yield Collective("all_gather", "expert_gather", count, own, dp, stride=tp)
-
-
-def _combine(
-    model: ModelArch, count: int, moe: MixtureOfExperts, step: StepShape, tp: int, dp: int, ep: int
-) -> Iterator[Collective]:
-    """Results of the experts back to where the tokens came from, in the activations' own format."""
-    if dp == 1:
-        return
-    act, hidden = ACTIVATION_BYTES[model.dtype], moe.latent_size or model.hidden_size
-    if ep > 1:
-        sent = step.tokens * (moe.num_experts_per_tok * hidden * act / tp)
-        yield Collective("all_to_all", "expert_combine", count, sent, ep)
-        if tp > 1:
-            yield Collective("all_gather", "gather_tokens", count, step.tokens * (hidden * act / tp), tp)
-    else:
-        everything = step.expert_tokens * (hidden * act)
-        yield Collective("reduce_scatter", "expert_reduce", count, everything, dp, "group", stride=tp)
 
 
 def sums_over_tp(group: LayerGroup, *, dp: int, ep: int) -> int:

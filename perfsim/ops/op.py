@@ -20,6 +20,21 @@ OpKind = Literal[
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "broadcast"]
 
 
+ExchangeKernels = Literal["low_latency", "normal"]
+Direction = Literal["dispatch", "combine"]
+
+
+class Routed(NamedTuple):
+    """What kernels made for experts exchange: `tokens` of one GPU, each of `row_bytes`, for `picks` of `experts`."""
+
+    kernels: ExchangeKernels
+    direction: Direction
+    tokens: Num
+    row_bytes: float
+    experts: int
+    picks: int
+
+
 class Beside(NamedTuple):
     """Prompt chunks in the step of a decode kernel: their new tokens, pairs and K/V entries, the `longest` context.
 
@@ -94,7 +109,7 @@ class Collective:
     all-gather; all that a GPU sends in an all-to-all if peers get equal parts, its own part included; the message of
     one send_recv, in which each of `group` pipeline stages sends to the next. Ranks fill a node before the next one.
     `across_bytes` replaces, for an all-to-all, what a GPU sends out of its node: expert dispatch may send a token once
-    per node and copy it there.
+    per node and copy it there. `routed` says which tokens an all-to-all by kernels made for experts moves.
     """
 
     kind: CollectiveKind
@@ -106,4 +121,5 @@ class Collective:
     active: Num = 1.0
     stride: int = 1
     across_bytes: Num | None = None
+    routed: Routed | None = None
     part: str = ""

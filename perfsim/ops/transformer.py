@@ -21,6 +21,7 @@ from perfsim.ops.mlp import mlp_ops, sums_over_tp
 from perfsim.ops.op import Collective, Op
 from perfsim.ops.step import StepShape, attention_spans
 from perfsim.spec.model import ACTIVATION_BYTES, GroupedQueryAttention, ModelArch
+from perfsim.spec.policy import All2AllBackend
 
 LOGIT_BYTES = 4  # vLLM samples from fp32 logits
 FP32_BYTES = 4
@@ -29,11 +30,12 @@ FP32_BYTES = 4
 def lower(
     model: ModelArch, step: StepShape, *, tp: int, dp: int = 1, ep: int = 1, pp: int = 1,
     expert_popularity: float = 0.0, sampling_passes: float = 1.0, sampling_kernels: int = 1,
-    kv_cache_dtype: CacheDType = "auto",
+    kv_cache_dtype: CacheDType = "auto", all2all_backend: All2AllBackend = "all_to_all",
 ) -> list[Op | Collective]:  # fmt: skip
     """All work of one step on one of `tp` GPUs, in execution order; kernels of equal layers share one entry.
 
-    `dp` ranks share the experts (see `mlp_ops`). With `pp` stages it is the work of one GPU of each stage together.
+    `dp` ranks share the experts (see `mlp_ops`), which `all2all_backend` brings their tokens to. With `pp` stages it is
+    the work of one GPU of each stage together.
 
     `expert_popularity` is the Zipf exponent of expert choice, `sampling_passes` how often the engine's sampler streams
     the logits, in `sampling_kernels` kernels, `kv_cache_dtype` how K and V are stored. Quantities of the result have
@@ -43,7 +45,7 @@ def lower(
     work: list[Op | Collective] = []
     for group in model.layers:
         work += attention_ops(model, group, step, spans, tp, kv_cache_dtype)
-        work += mlp_ops(model, group, step, tp=tp, dp=dp, ep=ep, popularity=expert_popularity)
+        work += mlp_ops(model, group, step, tp=tp, dp=dp, ep=ep, popularity=expert_popularity, backend=all2all_backend)
         work += elementwise_ops(model, group, step, tp)
         if model.hyper_connections:
             work.append(_stream_weights(model, group.count * group.blocks, step))

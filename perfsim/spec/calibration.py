@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from perfsim.spec.base import Bytes, Seconds, Spec
 from perfsim.spec.curves import Fraction, OperatorCurves
 from perfsim.spec.engine_version import EngineVersion
+from perfsim.spec.policy import All2AllBackend
 from perfsim.spec.uncertainty import Uncertainty
 
 
@@ -65,7 +66,8 @@ class EngineProfile(Spec):
     sequence through HBM, in `sampling_kernels` kernels per step, where it has to sort them (top-p), and
     `plain_sampling_passes` (None: as many), in one kernel, where it has not. `ingress` and `egress` are client-side:
     before the request is queued, and from a token to its arrival. `expert_popularity` is the Zipf exponent of routing
-    (0: uniform). `kernel_compile` is what the first step of a kind waits for kernels of experts that are compiled then.
+    (0: uniform), `all2all_backend` what carries tokens to whole experts unless a policy says so. `kernel_compile` is
+    what the first step of a kind waits for kernels of experts that are compiled then.
 
     Memory per GPU, as vLLM's start-up profiling sees it: `reserved_fraction` of the labelled capacity belongs to the
     driver, `context_memory` to libraries, `communication_memory` to collectives (tp > 1 only); `activation_copies` and
@@ -84,6 +86,7 @@ class EngineProfile(Spec):
     ingress: Seconds
     egress: Seconds
     expert_popularity: float = Field(ge=0, le=4)
+    all2all_backend: All2AllBackend = "all_to_all"
     kernel_compile: Seconds = 0.0
     reserved_fraction: float = Field(ge=0, lt=1)
     context_memory: Bytes

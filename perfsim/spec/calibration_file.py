@@ -11,6 +11,7 @@ from perfsim.errors import InputError, nearest
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration, DeviceEfficiency, EngineProfile, PowerModel
 from perfsim.spec.engines_file import fitted_overheads
+from perfsim.spec.exchanges_file import load_exchanges
 from perfsim.spec.foreign_file import StackLaw, load_foreign
 from perfsim.spec.operators_file import FOLDER, load_operators
 from perfsim.spec.problems import validated
@@ -25,7 +26,7 @@ class EngineAlias(Spec):
 
     profile: str
     note: str
-    values: dict[str, float] = Field(default_factory=dict)
+    values: dict[str, float | str] = Field(default_factory=dict)
 
 
 class CalibrationFile(Spec):
@@ -76,6 +77,7 @@ def load_calibration(
     curves = load_operators(
         path.parent, device=source, engine=engine, borrowed=source != accelerator, version=version
     )  # fmt: skip
+    curves = curves.model_copy(update={"exchange": load_exchanges(path.parent)})
     efficiency = content.devices[owner].model_copy(update={"curves": curves})
     law = load_foreign(path.parent).law(accelerator, lender=owner) if foreign and source != accelerator else None
     return Calibration(

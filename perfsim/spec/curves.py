@@ -157,12 +157,33 @@ class LinkCurve(Spec):
     handshake_bytes: float = Field(default=1e6, gt=0)
 
 
+class ExchangeCurve(Spec):
+    """Dispatch or combine of experts by kernels of their own (DeepEP): see `perfsim.cost.deepep`.
+
+    `launch` is the kernel's fixed time, `hop` what every doubling of the nodes adds. `link_bandwidth` and
+    `network_bandwidth` are shares of what links inside a node and network cards carry. Kernels that run on `sms` SMs
+    copy `sm_bandwidth` bytes/s on each, and need `row_seconds` of one SM for every row (None: on as many as are free).
+    `sharpness` is the exponent that blends the longest of these times with the others.
+    """
+
+    launch: Seconds
+    hop: Seconds
+    link_bandwidth: Fraction
+    network_bandwidth: Fraction
+    sms: float | None = Field(default=None, gt=0)
+    sm_bandwidth: float | None = Field(default=None, gt=0)
+    row_seconds: Seconds = 0.0
+    sharpness: float = Field(default=6.0, ge=1, le=16)
+
+
 class OperatorCurves(Spec):
     """Curves by number format; `decode` and `prefill` by that of K and V, with a prefix `mla-` for latent attention.
 
     `collective` is by family of algorithms (`perfsim.cost.collective.FAMILIES`), `stream` by what an elementwise kernel
     does: `quantise` reads 16-bit numbers and writes them in 8 bits, `requantise` looks for their largest first;
     `quantise-slow` is a kernel that takes ten times as long as its bytes.
+
+    `exchange` is by kernels and direction (`low_latency-dispatch`), the same for all devices.
 
     `source` names the kernels and the device that were timed; empty where there are no curves. `discrepancy` is the
     relative standard error of one prediction per kind, on shapes that were not fitted or, where a device borrows, on
@@ -177,5 +198,6 @@ class OperatorCurves(Spec):
     mixed: dict[str, MixedCurve] = Field(default_factory=dict)
     moe: dict[str, ExpertCurve] = Field(default_factory=dict)
     collective: dict[str, LinkCurve] = Field(default_factory=dict)
+    exchange: dict[str, ExchangeCurve] = Field(default_factory=dict)
     stream: dict[str, StreamCurve] = Field(default_factory=dict)
     discrepancy: dict[str, float] = Field(default_factory=dict)

@@ -107,6 +107,12 @@ class KvOffload(Spec):
     block_size: int | None = Field(default=None, gt=0, le=65536)
 
 
+# vLLM's names (--all2all-backend), `deepep_auto` for SGLang's --deepep-mode auto, and `all_to_all` for a plain one.
+All2AllBackend = Literal[
+    "allgather_reducescatter", "all_to_all", "deepep_high_throughput", "deepep_low_latency", "deepep_auto"
+]
+
+
 class ServingPolicy(Spec):
     """vLLM V1's scheduler and cache settings, under vLLM's names.
 
@@ -117,7 +123,10 @@ class ServingPolicy(Spec):
     without --enable-mixed-chunk). `sampling` is `sorted` where requests have a top-p, which vLLM's sampler sorts all
     logits for, else `plain`. `memory_rule` says what `gpu_memory_utilization` is a share of: vLLM's of the device, for
     everything; SGLang's of the device, for weights and KV cache alone; TensorRT-LLM's of what weights and activations
-    leave, for the KV cache.
+    leave, for the KV cache. `all2all_backend` is how tokens of data-parallel ranks reach whole experts (None: by the
+    engine's default): `allgather_reducescatter` gathers all of them everywhere, `all_to_all` sends a copy per pick,
+    `deepep_high_throughput` and `deepep_low_latency` are DeepEP's kernels, `deepep_auto` the latter for steps without
+    prompts and the former for others.
     """
 
     max_num_batched_tokens: int | None = Field(default=None, gt=0, le=MAX_BATCHED_TOKENS)
@@ -133,6 +142,7 @@ class ServingPolicy(Spec):
     long_prefill_token_threshold: int = Field(default=0, ge=0)
     async_scheduling: bool = True
     sampling: Literal["sorted", "plain"] = "sorted"
+    all2all_backend: All2AllBackend | None = None
     scheduler_reserve_full_isl: bool = True
     watermark: float = Field(default=0.0, ge=0, lt=1)
     kv_cache_blocks: int | None = Field(default=None, gt=1)

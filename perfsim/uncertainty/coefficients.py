@@ -16,12 +16,12 @@ from perfsim.spec.uncertainty import KINDS, OperatorKind
 # What a coefficient is, by the name of its field without the kind of operator; all others are shapes and stay.
 TIMES = frozenset(("launch", "hop", "ramp", "tile", "row_seconds", "wide", "kv_tile", "column", "empty", "peer",
                    "line", "handshake"))  # fmt: skip
-RATES = frozenset(("bandwidth", "compute", "quantise_bandwidth"))
+RATES = frozenset(("bandwidth", "compute", "quantise_bandwidth", "link_bandwidth", "network_bandwidth"))
 SPEEDS = frozenset(("sm_bandwidth",))  # which no datasheet limits
 KIND_OF_CURVES: dict[str, OperatorKind] = {
     "gemm": "gemm", "moe": "moe", "prefill": "prefill_attention", "decode": "decode_attention",
     "mixed": "decode_attention",  # whose tiles take the time of prefill attention, so that both factors reach them
-    "collective": "collective", "stream": "elementwise",
+    "collective": "collective", "exchange": "collective", "stream": "elementwise",
 }  # fmt: skip
 HOST_TIMES = ("step_host", "schedule_host", "sequence_host", "token_host", "ingress", "egress")
 

@@ -11,10 +11,10 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
+from perfsim.calibrate.deepep import SMS, exchanges_of
 from perfsim.ops.op import Collective, CollectiveKind
 
 MEASURED = Path(__file__).resolve().parents[1] / "measured"
@@ -164,26 +164,16 @@ def expert_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
     the usual 20 SMs are left out, since what they measure is the lack of SMs.
     """
     for row in table:
-        if row["dispatch_sms"] and int(float(row["dispatch_sms"])) != 20:
+        if row["dispatch_sms"] and int(float(row["dispatch_sms"])) != SMS:
             continue
         node, nodes = NODES[row["system"]], int(row["node_num"])
-        per_node = 4 if node in RACKS else 8
-        gpus = nodes * per_node
-        tokens, hidden, top = int(row["num_token"]), int(row["hidden_size"]), int(row["num_topk"])
-        experts, low = int(row["num_experts"]), row["mode"] == "low_latency"
-        for direction, size in (("dispatch", hidden + hidden / 128 * 4), ("combine", 2.0 * hidden)):
-            drawn = min(nodes, 4)
-            pool = experts * drawn // nodes
-            copies = float(top) if low else drawn * per_node * _reached(pool, experts // gpus, top)
-            across = None
-            if nodes > 1 and not low:
-                entered = drawn * _reached(pool, experts // nodes, top)
-                across = tokens * size * entered * (nodes - 1) / nodes
-            work = Collective("all_to_all", direction, 1, tokens * size * copies, gpus, across_bytes=across)
-            seconds, source = float(row[f"{direction}_us"]) * 1e-6, f"DeepEP in {row['framework']} {row['version']}"
-            yield Row(node, nodes, f"deepep {row['mode']}", work, direction, tokens * size * top, seconds, source)
+        for work, _ in exchanges_of(row, expert_gpus(row)):
+            seconds, source = float(row[f"{work.name}_us"]) * 1e-6, f"DeepEP in {row['framework']} {row['version']}"
+            one = work.routed.row_bytes if work.routed is not None else 0.0
+            published = float(row["num_token"]) * int(row["num_topk"]) * one
+            yield Row(node, nodes, f"deepep {row['mode']}", work, work.name, published, seconds, source)
 
 
-def _reached(experts: int, owned: int, top: int) -> float:
-    """The chance that at least one of `top` distinct experts is among the `owned` ones of a GPU or node."""
-    return 1.0 - comb(experts - owned, top) / comb(experts, top)
+def expert_gpus(row: Mapping[str, Any]) -> int:
+    """GPUs of a row of the table of DeepEP, whose nodes are the trays of a rack."""
+    return int(row["node_num"]) * (4 if NODES[row["system"]] in RACKS else 8)

@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from perfsim.calibrate.deepep import SMS, exchanges_of
 from perfsim.cost.collective import FAMILIES, algorithm_seconds
+from perfsim.cost.deepep import bounds, seconds_of
 from perfsim.cost.topology import Fabric, fabric
 from perfsim.errors import InfeasibleError
 from perfsim.spec import catalog
@@ -20,9 +22,8 @@ from perfsim.spec.load import find_calibration
 from perfsim.spec.operators_file import load_operators
 from perfsim.spec.yaml import load_yaml
 from validation.collectives import rows as measured
-from validation.collectives.predict import predict
+from validation.collectives.predict import network, predict
 from validation.collectives.rows import Row
-from validation.compare import deepep
 from validation.compare.ask import Progress
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.table import Table
@@ -75,7 +76,9 @@ def _efficiency(node: str, engine: str) -> tuple[DeviceEfficiency, Fabric]:
     curves = load_operators(CALIBRATION, device=chip, engine=engine, borrowed=False)
     if not curves.source and catalog.node(relative(chip)).scale_up.kind == machine.scale_up.kind:
         curves = load_operators(CALIBRATION, device=relative(chip), engine=engine, borrowed=False)
-    return (device.model_copy(update={"curves": curves}) if curves.source else device), fabric(machine)
+    exchange = device.curves.exchange
+    curves = (curves if curves.source else device.curves).model_copy(update={"exchange": exchange})
+    return device.model_copy(update={"curves": curves}), fabric(machine)
 
 
 @cache
@@ -105,7 +108,7 @@ def compare_public(table: Table) -> tuple[Table, Outcome]:
 def compare_deepep(table: Table) -> tuple[Table, Outcome]:
     """Dispatch and combine; of the throughput kernels, transmission without the notification before it.
 
-    By the kernels' own law (`validation.compare.deepep`), on as many SMs as the row says.
+    By the kernels' own law (`perfsim.cost.deepep`), on as many SMs as the row says.
     """
 
     def values(row: Mapping[str, Any], found: Row) -> dict[str, float]:
@@ -113,10 +116,25 @@ def compare_deepep(table: Table) -> tuple[Table, Outcome]:
         return {f"{found.work.name}_{suffix}": 1e6 * found.seconds}
 
     def own(one: Row, row: Mapping[str, Any]) -> float:
-        found = deepep.predicted(one, deepep.expressed(row)[1])
-        return _library(one, row) if found is None else found
+        sms = next(given for work, given in exchanges_of(row, measured.expert_gpus(row)) if work.name == one.work.name)
+        return deepep_seconds(one, sms)
 
-    return _compare(table, lambda rows: (one for row in rows for one in deepep.expressed(row)[0]), values, own)
+    def usual(rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
+        """Rows on whatever SMs, as if on the usual number: `own` prices them on those that they had."""
+        for row in rows:
+            yield from measured.expert_rows(
+                measured.expert_times([{**row, "dispatch_sms": row.get("dispatch_sms") and SMS}])
+            )
+
+    return _compare(table, usual, values, own)
+
+
+def deepep_seconds(row: Row, sms: float | None = None) -> float:
+    """Seconds of one dispatch or combine by its own kernels, on so many SMs (None: the usual number)."""
+    efficiency, _ = _efficiency(row.node, "sglang")
+    path = network(row.node, row.nodes).path(row.work.group, stride=row.work.stride)
+    curve = efficiency.curves.exchange[f"{row.backend.removeprefix('deepep ')}-{row.work.name}"]
+    return float(seconds_of(curve, bounds(row.work, path), sms=sms))
 
 
 def _compare(

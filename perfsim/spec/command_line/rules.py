@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from perfsim.spec.command_line.plan import Plan
@@ -89,6 +90,19 @@ def replicas(plan: Plan, count: int, flag: str, *, router: str) -> None:
         return
     plan.set("deployment.groups", [{"name": "replica", "count": count}], flag)
     plan.set("deployment.router", {"kind": router}, flag)
+
+
+def all2all(plan: Plan, flag: str, known: Mapping[str, str | None]) -> None:
+    """What carries tokens to whole experts, by the engine's name for it; None in `known` is the engine's default."""
+    name = plan.get(flag)
+    if name is None or (str(name) in known and known[str(name)] is None):
+        return
+    if plan.setting("parallel.dp", 1) == 1:
+        plan.warn(flag, "without effect: all GPUs of one rank have the same tokens here, and sum the experts' results")
+        return
+    if str(name) not in known:
+        plan.warn(flag, f"not modelled: '{name}'; simulated as a plain all-to-all of one copy per picked expert")
+    plan.set("policy.all2all_backend", known.get(str(name), "all_to_all"), flag)
 
 
 def whole(plan: Plan, flag: str, value: Any, *, least: int = 1) -> int:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from perfsim.spec import sglang_defaults as defaults
 from perfsim.spec.command_line.plan import Plan
-from perfsim.spec.command_line.rules import adapters, kv_dtype, replicas, store_weights, whole
+from perfsim.spec.command_line.rules import adapters, all2all, kv_dtype, replicas, store_weights, whole
 from perfsim.units import GB
 
 _ALGORITHMS = {"EAGLE": "eagle", "EAGLE3": "eagle", "NEXTN": "mtp", "STANDALONE": "draft_model", "NGRAM": "ngram"}
+_DEEPEP = {"auto": "deepep_auto", "normal": "deepep_high_throughput", "low_latency": "deepep_low_latency"}
 _ROUTERS = {"total_requests": "least_loaded", "total_tokens": "least_loaded"}
 
 
@@ -65,6 +66,10 @@ def _experts(plan: Plan, tp: int) -> None:
     if spread not in (1, tp):
         plan.warn("ep-size", f"not modelled: {spread} of {tp} GPUs; simulated with experts spread over all of them")
     plan.set("parallel.ep", plan.setting("parallel.tp") * plan.setting("parallel.dp"), flag)
+    mode = str(plan.get("deepep-mode", "auto"))
+    if mode != "auto" and backend != "deepep":
+        plan.warn("deepep-mode", "without effect, because --moe-a2a-backend is not deepep")
+    all2all(plan, "moe-a2a-backend", {"none": None, "deepep": _DEEPEP[mode]})
 
 
 def _batch(plan: Plan, ranks: int) -> None:

@@ -8,10 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from perfsim.spec.command_line.plan import Plan
-from perfsim.spec.command_line.rules import adapters, kv_dtype, replicas, store_weights, whole
+from perfsim.spec.command_line.rules import adapters, all2all, kv_dtype, replicas, store_weights, whole
 from perfsim.spec.engine_defaults import batch_defaults
 from perfsim.units import GIB
 
+# The first two are no longer there and mean the third (vllm/config/parallel.py).
+_EXCHANGES = {
+    "naive": "allgather_reducescatter", "pplx": "allgather_reducescatter",
+    **{name: name for name in ("allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency")},
+}  # fmt: skip
 _OFFLOADING = ("OffloadingConnector", "SimpleCPUOffloadConnector")
 _METHODS = {
     "ngram": "ngram", "ngram_gpu": "ngram", "suffix": "ngram", "eagle": "eagle", "eagle3": "eagle", "mtp": "mtp",
@@ -41,6 +46,7 @@ def _parallel(plan: Plan) -> None:
     if not plan.get("enable-expert-parallel", False):
         return
     if plan.is_mixture:
+        all2all(plan, "all2all-backend", _EXCHANGES)
         shares = plan.setting("parallel.tp", 1) * plan.setting("parallel.dp", 1)
         plan.set("parallel.ep", shares, "enable-expert-parallel")
     else:
