@@ -109,6 +109,8 @@ def engine_policy(
     """
     day = None if date is None else str(date)[:10]
     policy: dict[str, Any] = {"async_scheduling": facts.version_of(name, version, date=day)["async_scheduling"]}
+    if plan["dp"] > 1 and plan["ep"] > 1:
+        policy["all2all_backend"] = facts.facts("exchanges")["unpublished"]
     device = facts.accelerator(accelerator)
     if name == "sglang":
         chunk = sglang_defaults.chunked_prefill_size(device)
