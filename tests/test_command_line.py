@@ -110,21 +110,23 @@ def test_forms_in_which_people_paste_it(text: str) -> None:
 
 def test_a_file_and_a_config_file(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"model: {LLAMA}\ntensor-parallel-size: 2\nmax-num-seqs: 8\nenforce-eager: true\n")
+    config.write_text(f"model: {LLAMA}\ntensor-parallel-size: 2\nmax-num-seqs: 8\ndisable-cascade-attn: true\n")
     script = tmp_path / "serve.sh"
     script.write_text(f"vllm serve --config {config} --max-num-seqs 16\n")
     found, report = scenario("vllm", f"@{script}")
     assert (found.parallel.tp, found.policy.max_num_seqs) == (2, 16)
-    assert any("--enforce-eager" in warning for warning in report.warnings)
+    assert any("--disable-cascade-attn" in warning for warning in report.warnings)
     assert "none.sh" in refusal("vllm", f"@{tmp_path / 'none.sh'}")
     assert "none.yaml" in refusal("vllm", f"serve x --config {tmp_path / 'none.yaml'}")
 
 
 def test_what_is_not_modelled_is_named() -> None:
-    text = "HF_TOKEN=secret VLLM_USE_V1=1 numactl vllm serve {} --enforce-eager --cpu-offload-gb 4 --swap-space 4"
+    text = (
+        "HF_TOKEN=secret VLLM_USE_V1=1 numactl vllm serve {} --disable-cascade-attn --cpu-offload-gb 4 --swap-space 4"
+    )
     _, report = scenario("vllm", text.format(LLAMA))
     told = "\n".join(report.warnings)
-    for name in ("--enforce-eager", "--cpu-offload-gb", "--swap-space", "VLLM_USE_V1", "numactl"):
+    for name in ("--disable-cascade-attn", "--cpu-offload-gb", "--swap-space", "VLLM_USE_V1", "numactl"):
         assert name in told
     assert "HF_TOKEN" in report.ignored
     assert "secret" not in told + str(report)
@@ -351,14 +353,14 @@ def test_the_rules_of_memory_differ() -> None:
 
 
 def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    line = f"serve {LLAMA} --max-num-seqs 64 --enforce-eager --api-key k"
+    line = f"serve {LLAMA} --max-num-seqs 64 --disable-cascade-attn --api-key k"
     argv = ["simulate", "--vllm", line, "--hardware", "h100", "--rate", "5", "--set", "workload.num_requests=20"]
     assert main([*argv, "--format", "json"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
-    assert "--enforce-eager" in printed.err
+    assert "--disable-cascade-attn" in printed.err
     assert "--api-key" in printed.err
-    assert any("--enforce-eager" in warning for warning in result["warnings"])
+    assert any("--disable-cascade-attn" in warning for warning in result["warnings"])
     assert result["provenance"]["command_line"]["ignored"] == ["--api-key"]
     assert result["scenario"]["policy"]["max_num_seqs"] == 64
     assert main(["estimate", "--vllm", f"serve {LLAMA} --max-num-sqes 4"]) == 2

@@ -23,8 +23,8 @@ import numpy as np
 
 from perfsim.metrics.result import Result
 from perfsim.run import simulate
-from perfsim.uncertainty.bands import WITHOUT_FACTOR
-from perfsim.uncertainty.factors import HOST, KIND_OF_COMPONENT
+from perfsim.uncertainty.bands import PART_OF_HOST, WITHOUT_FACTOR
+from perfsim.uncertainty.factors import KIND_OF_COMPONENT
 from validation.compare.ask import scenario_of
 from validation.compare.facts import InexpressibleError
 from validation.compare.isim import question_of
@@ -38,8 +38,7 @@ def shares_of(result: Result) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
     for component, seconds in result.breakdown.items():
         if component not in WITHOUT_FACTOR:
-            host = component in ("host", "scheduler")
-            spent[HOST if host else KIND_OF_COMPONENT.get(component, "gemm")] += seconds
+            spent[PART_OF_HOST.get(component) or KIND_OF_COMPONENT.get(component, "gemm")] += seconds
     busy = sum(spent.values())
     return {part: seconds / busy for part, seconds in spent.items()}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from perfsim.cost.collective import collective_estimate
 from perfsim.cost.estimate import Estimate, overlap
+from perfsim.cost.launches import HostTerms, host_terms, launch_seconds
 from perfsim.cost.roofline import op_estimate
 from perfsim.cost.topology import fabric
 from perfsim.ops.lora import lora_ops
@@ -30,7 +31,8 @@ def step_estimate(
 
     With `pp` stages it is the time from the first to the last of them, and the energy of one GPU of each.
 
-    Async scheduling hides the scheduler behind the GPU (the longer of the two counts); otherwise they add up.
+    Async scheduling hides the scheduler behind the GPU (the longer of the two counts); otherwise they add up. Launches,
+    where no CUDA graphs are used, hide behind it either way.
     """
     gpu = Estimate(0.0 * step.tokens)
     for part in gpu_parts(
@@ -38,8 +40,10 @@ def step_estimate(
         dp=dp, ep=ep, pp=pp, cluster=cluster, policy=policy,
     ):  # fmt: skip
         gpu += part
-    schedule, exposed = host_parts(step, calibration)
-    hidden = overlap(gpu, schedule) if async_scheduling else gpu + schedule
+    launch = launch_seconds(model, calibration.engine, tp=tp, dp=dp, ep=ep, pp=pp, policy=policy)
+    terms = host_terms(calibration.engine, launch=launch, asynchronous=async_scheduling)
+    schedule, exposed = host_parts(step, calibration, terms)
+    hidden = overlap(gpu, schedule) if terms.hides else gpu + schedule
     return hidden + exposed
 
 
@@ -64,11 +68,11 @@ def gpu_parts(
         yield op_estimate(adapter, node.accelerator, calibration.device, calibration.power)
 
 
-def host_parts(step: StepShape, calibration: Calibration) -> tuple[Estimate, Estimate]:
-    """(scheduler time, which may hide behind the GPU; time the GPU waits for in every step)."""
+def host_parts(step: StepShape, calibration: Calibration, terms: HostTerms) -> tuple[Estimate, Estimate]:
+    """(time of scheduler and launches, which may hide behind the GPU; time the GPU waits for in every step)."""
     engine = calibration.engine
-    exposed = engine.step_host + engine.sequence_host * step.logits + 0.0 * step.tokens
-    return _host(engine.schedule_host + engine.token_host * step.tokens, "scheduler"), _host(exposed, "host")
+    exposed = terms.exposed + engine.sequence_host * step.logits + 0.0 * step.tokens
+    return _host(terms.scheduler + engine.token_host * step.tokens, "scheduler"), _host(exposed, "host")
 
 
 def _host(seconds: Num, name: str) -> Estimate:

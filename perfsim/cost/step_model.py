@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from perfsim.cost.collective import collective_estimate
+from perfsim.cost.launches import host_terms, launch_seconds
 from perfsim.cost.roofline import op_estimate
 from perfsim.cost.step import PLAIN
 from perfsim.cost.terms import (
@@ -237,7 +238,7 @@ def compile_steps(
     Tables cover 0..max_num_batched_tokens tokens and 0..max_num_seqs sampled sequences, and the tokens of all `dp`
     ranks together. `policy` says how K/V are stored and whether sequences bring drafts; steps are then priced singly.
     """
-    engine, links = calibration.engine, fabric(node, cluster)
+    engine, device, links = calibration.engine, calibration.device, fabric(node, cluster)
     passes, kernels = engine.sampler(policy.sampling)
     backend = policy.all2all_backend or engine.all2all_backend
 
@@ -272,12 +273,13 @@ def compile_steps(
 
     one, two = unit(1.0, queries), unit(2.0, queries)
     each_token, each_adapter = _adapters(model, policy, tp, tokens=1.0), _adapters(model, policy, tp, adapters=1.0)
-    device = calibration.device
+    launch = launch_seconds(model, engine, tp=tp, dp=dp, ep=ep, pp=pp, policy=policy) / pp  # a stage launches its own
+    exposed, scheduler, hides = host_terms(engine, launch=launch, asynchronous=async_scheduling)
     return CompiledSteps(
         token_s, prompt_s, logit_s.tolist(), decode_terms(one, node, device), prefill_terms(one, node, device),
         linear_terms(unit(1.0, 1), unit(2.0, 1), "expansion", node, device),
         linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
-        engine.step_host, engine.schedule_host, engine.sequence_host, engine.token_host, async_scheduling,
+        exposed, scheduler, engine.sequence_host, engine.token_host, hides,
         group_s.tolist(), np.sum(np.stack(drafts), axis=0).tolist() if drafts else [], queries,
         adapter_terms(each_token, each_adapter, node, device),
     )  # fmt: skip

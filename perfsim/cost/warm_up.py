@@ -79,10 +79,12 @@ class WarmUp:
 
 
 def expert_kernels(
-    model: ModelArch, engine: EngineProfile, parallel: ParallelPlan, *, accelerator: str, max_tokens: int, max_seqs: int
+    model: ModelArch, engine: EngineProfile, parallel: ParallelPlan, *, accelerator: str, max_tokens: int,
+    max_seqs: int, eager: bool = False,
 ) -> ExpertKernels | None:  # fmt: skip
     """The kernels of the first group of unquantised experts; None without any, or if compiling takes no time.
 
+    `eager` engines capture no graphs, so that of all steps only the longest is ready.
     With pipeline stages or data-parallel ranks there are none: whose step is the first is not told apart there.
     """
     found = [group.mlp for group in model.layers if group.mlp is not None and group.mlp.kind == "moe"]
@@ -95,7 +97,8 @@ def expert_kernels(
         accelerator, experts=experts.num_experts // parallel.ep,
         width=experts.moe_intermediate_size * parallel.ep // parallel.tp,
     )  # fmt: skip
+    graph = 0 if eager else min(2 * max_seqs, LARGEST_GRAPH, max_tokens)
     return ExpertKernels(
-        engine.kernel_compile, min(2 * max_seqs, LARGEST_GRAPH, max_tokens), max_tokens, experts.num_experts,
-        experts.num_experts_per_tok, tuple(tiles.items()),
+        engine.kernel_compile, graph, max_tokens, experts.num_experts, experts.num_experts_per_tok,
+        tuple(tiles.items()),
     )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsim.cost.estimate import Estimate
+from perfsim.cost.launches import host_terms, launch_seconds
 from perfsim.cost.step import gpu_parts, host_parts
 from perfsim.ops.step import StepShape
 from perfsim.serving.recorder import Columns
@@ -24,6 +25,10 @@ class Explanation:
 
     def __init__(self, scenario: Scenario, *, windows: int) -> None:
         self._scenario = scenario
+        engine, parallel = scenario.calibration.engine, scenario.parallel
+        launch = launch_seconds(scenario.model, engine, tp=parallel.tp, dp=parallel.dp, ep=parallel.ep, pp=parallel.pp,
+                                policy=scenario.policy) / parallel.pp  # fmt: skip
+        self._host = host_terms(engine, launch=launch, asynchronous=scenario.asynchronous)
         self._suffixes = [f"_{index}" if index else "" for index in range(windows)]
         self.seconds: dict[str, float] = {}
         self.bound: dict[str, float] = {}
@@ -61,9 +66,10 @@ class Explanation:
             gpu = gpu + part.seconds / parallel.pp
             joules = joules + part.joules / parallel.pp
             self._count(part, weight / parallel.pp)
-        schedule, exposed = host_parts(shape, scenario.calibration)
-        waited = np.maximum(schedule.seconds - gpu, 0.0) if scenario.asynchronous else schedule.seconds
-        self._count(Estimate(waited, bound_s={"host": waited}, d_seconds={"scheduler": waited}), weight)
+        schedule, exposed = host_parts(shape, scenario.calibration, self._host)
+        waited = np.maximum(schedule.seconds - gpu, 0.0) if self._host.hides else schedule.seconds
+        who = "launches" if scenario.policy.enforce_eager else "scheduler"
+        self._count(Estimate(waited, bound_s={"host": waited}, d_seconds={who: waited}), weight)
         self._count(exposed, weight)
         load = columns["load_s"]
         if scenario.policy.lora is not None or load.any():

@@ -144,10 +144,11 @@ class PipelineEngine(EngineFront):
         stage = gpu / self.depth
         host, exposed = steps.host_seconds(work.tokens), steps.exposed_seconds(work.logits)
         work.first = steps.behind_host(1, stage, 0.0, host, exposed).first_s
+        later = max(stage, host) if steps.async_scheduling else stage  # launches, of which every stage has its own
         work.start = max(self.now, self.stage_free[0])
         at = self.stage_free[0] = work.start + work.first
         for index in range(1, self.depth):
-            at = self.stage_free[index] = max(at, self.stage_free[index]) + stage
+            at = self.stage_free[index] = max(at, self.stage_free[index]) + later
         return at
 
     def _form_batch(self) -> list[tuple[Request, int]]:

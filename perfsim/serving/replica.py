@@ -95,6 +95,7 @@ def _engine_config(scenario: Scenario, memory: MemoryPlan, *, tokens: int, seqs:
             accelerator=scenario.hardware.accelerator.name,
             max_tokens=tokens,
             max_seqs=seqs,
+            eager=policy.enforce_eager,
         ),
     )
 

@@ -62,12 +62,13 @@ class EngineProfile(Spec):
 
     `step_host`, plus `sequence_host` per sequence, is host time that the GPU waits for in every step. `schedule_host`,
     plus `token_host` per token, is scheduler time: hidden behind the GPU under async scheduling (the longer of the two
-    counts), added to it otherwise. `sampling_passes` is how many times the sampler streams the fp32 logits of one
-    sequence through HBM, in `sampling_kernels` kernels per step, where it has to sort them (top-p), and
-    `plain_sampling_passes` (None: as many), in one kernel, where it has not. `ingress` and `egress` are client-side:
-    before the request is queued, and from a token to its arrival. `expert_popularity` is the Zipf exponent of routing
-    (0: uniform), `all2all_backend` what carries tokens to whole experts unless a policy says so. `kernel_compile` is
-    what the first step of a kind waits for kernels of experts that are compiled then.
+    counts), added to it otherwise. `launch_host` is what launching one kernel takes where no CUDA graph does: the host
+    launches ahead of the GPU, and the slower of the two counts. `sampling_passes` is how many times the sampler streams
+    the fp32 logits of one sequence through HBM, in `sampling_kernels` kernels per step, where it has to sort them
+    (top-p), and `plain_sampling_passes` (None: as many), in one kernel, where it has not. `ingress` and `egress` are
+    client-side: before the request is queued, and from a token to its arrival. `expert_popularity` is the Zipf exponent
+    of routing (0: uniform), `all2all_backend` what carries tokens to whole experts unless a policy says so.
+    `kernel_compile` is what the first step of a kind waits for kernels of experts that are compiled then.
 
     Memory per GPU, as vLLM's start-up profiling sees it: `reserved_fraction` of the labelled capacity belongs to the
     driver, `context_memory` to libraries, `communication_memory` to collectives (tp > 1 only); `activation_copies` and
@@ -80,6 +81,7 @@ class EngineProfile(Spec):
     schedule_host: Seconds
     sequence_host: Seconds
     token_host: Seconds
+    launch_host: Seconds = 0.0
     sampling_passes: float = Field(ge=0)
     sampling_kernels: int = Field(default=1, gt=0, le=10_000)
     plain_sampling_passes: float | None = Field(default=None, ge=0)

@@ -13,6 +13,7 @@ from perfsim.spec.calibration import Calibration, DeviceEfficiency, EngineProfil
 from perfsim.spec.engines_file import fitted_overheads
 from perfsim.spec.exchanges_file import load_exchanges
 from perfsim.spec.foreign_file import StackLaw, load_foreign
+from perfsim.spec.launches_file import launch_host
 from perfsim.spec.operators_file import FOLDER, load_operators
 from perfsim.spec.problems import validated
 from perfsim.spec.uncertainty import Uncertainty, UncertaintyFile
@@ -73,6 +74,8 @@ def load_calibration(
         # The engine's own name, so that a saved scenario asks for it again.
         {**content.engines[name].model_dump(), **(alias.values if alias else {}), "name": engine}, where=str(path),
     )  # fmt: skip
+    if (launch := launch_host(path.parent, accelerator=accelerator)) is not None:
+        profile = profile.model_copy(update={"launch_host": launch})
     fitted = fitted_overheads(path.parent, profile, engine=engine)
     curves = load_operators(
         path.parent, device=source, engine=engine, borrowed=source != accelerator, version=version

@@ -121,10 +121,12 @@ class ServingPolicy(Spec):
     prompt fits the free KV blocks. `kv_cache_blocks` overrides the computed KV pool (vLLM's num_gpu_blocks_override).
     Without `mixed_steps` prompts that can be computed run first and in steps of their own, and decodes wait (SGLang
     without --enable-mixed-chunk). `sampling` is `sorted` where requests have a top-p, which vLLM's sampler sorts all
-    logits for, else `plain`. `memory_rule` says what `gpu_memory_utilization` is a share of: vLLM's of the device, for
-    everything; SGLang's of the device, for weights and KV cache alone; TensorRT-LLM's of what weights and activations
-    leave, for the KV cache. `all2all_backend` is how tokens of data-parallel ranks reach whole experts (None: by the
-    engine's default): `allgather_reducescatter` gathers all of them everywhere, `all_to_all` sends a copy per pick,
+    logits for, else `plain`. With `enforce_eager` no step is a CUDA graph: the host launches every kernel of every step
+    (vLLM's --enforce-eager, SGLang's --disable-cuda-graph, TensorRT-LLM's cuda_graph_config: null). `memory_rule` says
+    what `gpu_memory_utilization` is a share of: vLLM's of the device, for everything; SGLang's of the device, for
+    weights and KV cache alone; TensorRT-LLM's of what weights and activations leave, for the KV cache.
+    `all2all_backend` is how tokens of data-parallel ranks reach whole experts (None: by the engine's default):
+    `allgather_reducescatter` gathers all of them everywhere, `all_to_all` sends a copy per pick,
     `deepep_high_throughput` and `deepep_low_latency` are DeepEP's kernels, `deepep_auto` the latter for steps without
     prompts and the former for others.
     """
@@ -141,6 +143,7 @@ class ServingPolicy(Spec):
     enable_prefix_caching: bool = True
     long_prefill_token_threshold: int = Field(default=0, ge=0)
     async_scheduling: bool = True
+    enforce_eager: bool = False
     sampling: Literal["sorted", "plain"] = "sorted"
     all2all_backend: All2AllBackend | None = None
     scheduler_reserve_full_isl: bool = True

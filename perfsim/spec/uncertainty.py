@@ -61,16 +61,18 @@ class Observed(Observation):
 class Uncertainty(Spec):
     """Log-normal factors on times, one draw of each per run.
 
-    `kinds` belong to a device, `engine` to host terms and client latency of an engine version, `deployment` to all
-    times of one run, `power` to energy above idle. `borrowed` is added in quadrature to every kind of a device that
-    uses another's curves, `engine_borrowed` to the engine. `per_doubling` is added in quadrature per doubling of the
-    work beyond `up_to`. `observed` are whole runs on this device and engine: given them, factors are less uncertain and
-    depend on each other. `closed_loop` is what the mean TTFT of a closed loop misses besides, where clients queue, and
-    `tails` what the 99th percentile of a latency does.
+    `kinds` belong to a device, `engine` to host terms and client latency of an engine version, `launch` to what a
+    device's host needs to launch a kernel, `deployment` to all times of one run, `power` to energy above idle.
+    `borrowed` is added in quadrature to every kind of a device that uses another's curves, `engine_borrowed` to the
+    engine. `per_doubling` is added in quadrature per doubling of the work beyond `up_to`. `observed` are whole runs on
+    this device and engine: given them, factors are less uncertain and depend on each other. `closed_loop` is what the
+    mean TTFT of a closed loop misses besides, where clients queue, and `tails` what the 99th percentile of a latency
+    does.
     """
 
     kinds: dict[OperatorKind, KindSpread]
     engine: Spread
+    launch: Spread | None = None
     deployment: Spread
     power: Spread
     borrowed: Spread | None = None
@@ -105,6 +107,7 @@ class UncertaintyFile(Spec):
     devices: dict[str, dict[OperatorKind, KindSpread]] = Field(default_factory=dict)
     engine: Spread
     engines: dict[str, EngineSpreads] = Field(default_factory=dict)
+    launch: Spread | None = None
     deployment: Spread
     power: Spread
     borrowed: Spread
@@ -143,6 +146,7 @@ class UncertaintyFile(Spec):
         return Uncertainty(
             kinds={**self.kinds, **self.devices.get(device, {})},
             engine=own.host or self.engine,
+            launch=self.launch,
             deployment=deployment,
             closed_loop=runs.closed_loop or self.closed_loop,
             tails=self.tails,

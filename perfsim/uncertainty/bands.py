@@ -22,6 +22,7 @@ from perfsim.uncertainty.factors import (
     DEPLOYMENT,
     HOST,
     KIND_OF_COMPONENT,
+    LAUNCH,
     POWER,
     Factor,
     Matrix,
@@ -43,6 +44,7 @@ ALONE = 3  # factors that move alone; the others move together
 VANISHING = 1e-9  # of the variance: rounding
 # Components of the breakdown that follow no factor of their own: waiting, and bytes at the rate of a datasheet.
 WITHOUT_FACTOR = frozenset(("idle", "slowest rank", "adapter_loading", "compiling"))
+PART_OF_HOST = {"host": HOST, "scheduler": HOST, "launches": LAUNCH}
 NEGLIGIBLE = 1e-4  # of the busy time, in standard deviations: such factors are not listed
 
 
@@ -128,7 +130,7 @@ def shares(factors: Sequence[Factor], result: Result) -> dict[str, float]:
     for component, seconds in result.breakdown.items():
         if component in WITHOUT_FACTOR:
             continue
-        part = HOST if component in ("host", "scheduler") else KIND_OF_COMPONENT.get(component, "gemm")
+        part = PART_OF_HOST.get(component) or KIND_OF_COMPONENT.get(component, "gemm")
         spent[part] = spent.get(part, 0.0) + seconds
     busy = sum(spent.values())
     return {
@@ -138,11 +140,15 @@ def shares(factors: Sequence[Factor], result: Result) -> dict[str, float]:
 
 
 def importance(factors: Sequence[Factor], result: Result) -> dict[str, float]:
-    """`shares`, but client latency, which belongs to the host, counts by its share of TTFT, where it matters."""
+    """`shares`, but client latency, which belongs to the host, counts by its share of TTFT, where it matters.
+
+    Launches that hide behind the GPU may outlast it when they take longer, so they always count.
+    """
     engine, ttft = result.scenario["calibration"]["engine"], result.metrics["ttft"]["mean"]
     client = (engine["ingress"] + engine["egress"]) / ttft if ttft else 0.0
     share = shares(factors, result)
-    return {factor.name: max(share[factor.name], client if factor.part == HOST else 0.0) for factor in factors}
+    least = {HOST: client, LAUNCH: 1.0}
+    return {factor.name: max(share[factor.name], least.get(factor.part, 0.0)) for factor in factors}
 
 
 def relevant(factors: Sequence[Factor], result: Result, scenario: Scenario) -> tuple[Factor, ...]:

@@ -29,17 +29,20 @@ SomeSpec = TypeVar("SomeSpec", bound=Spec)
 
 
 def slower(
-    calibration: Calibration, *, kinds: Mapping[OperatorKind, float], host: float = 1.0, power: float = 1.0
-) -> Calibration:
+    calibration: Calibration, *, kinds: Mapping[OperatorKind, float], host: float = 1.0, launch: float = 1.0,
+    power: float = 1.0,
+) -> Calibration:  # fmt: skip
     """The calibration with every time of a kind multiplied by its factor, rates capped at those of the datasheet.
 
-    `host` multiplies host terms and client latency, `power` the energy above idle, up to the power limit.
+    `host` multiplies host terms and client latency, `launch` the time to launch a kernel, `power` the energy above
+    idle, up to the power limit.
     """
     engine, model = calibration.engine, calibration.power
+    hosts = {name: getattr(engine, name) * host for name in HOST_TIMES}
     return calibration.model_copy(
         update={
             "device": slower_device(calibration.device, kinds),
-            "engine": _updated(engine, {name: getattr(engine, name) * host for name in HOST_TIMES}),
+            "engine": _updated(engine, {**hosts, "launch_host": engine.launch_host * launch}),
             "power": _updated(
                 model, {name: min(1.0, getattr(model, name) * power) for name in type(model).model_fields}
             ),

@@ -1,7 +1,8 @@
 """The factors of one scenario: what may be off, by how much, and what the scenario is like when it is.
 
-One factor per device and kind of operator, one per engine version for host terms and client latency, one for the
-deployment and one per device for power. Replica groups that share a device or an engine share its factors.
+One factor per device and kind of operator, one per engine version for host terms and client latency, one per device for
+launches where no CUDA graphs are used, one for the deployment and one per device for power. Replica groups that share a
+device or an engine share its factors.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Matrix = NDArray[np.float64]
 
 DEPLOYMENT = "deployment"
-HOST, POWER = "host", "power"
+HOST, LAUNCH, POWER = "host", "launch", "power"
 # Names of the components in `Result.breakdown` that belong to a kind; others are parts made of several, mostly GEMMs.
 KIND_OF_COMPONENT: dict[str, OperatorKind] = {
     "linear": "gemm", "lm_head": "gemm", "experts": "moe", "prefill_attention": "prefill_attention",
@@ -39,7 +40,8 @@ STEP_KINDS = ("gemm", "moe", "elementwise")
 class Factor:
     """One multiplicative factor: `sigma` is the standard deviation of its logarithm, `source` where that is from.
 
-    `owner` is a device or an engine with its version, `part` a kind of operator, "host", "power" or "deployment".
+    `owner` is a device or an engine with its version, `part` a kind of operator, "host", "launch",
+    "power" or "deployment".
     """
 
     owner: str
@@ -72,10 +74,17 @@ def calibrations(scenario: Scenario) -> Iterator[tuple[str, Calibration]]:
             yield node.accelerator.name, group.calibration or scenario.calibration
 
 
+def launches_eagerly(scenario: Scenario) -> bool:
+    """Whether any replica runs without CUDA graphs."""
+    policies = [scenario.policy, *(group.policy for group in scenario.deployment.groups if group.policy is not None)]
+    return any(policy.enforce_eager for policy in policies)
+
+
 def factors_of(scenario: Scenario, reach: Reach) -> tuple[tuple[Factor, ...], tuple[str, ...]]:
     """(factors ordered by name, notes about work outside the calibrated range); no factors without spreads."""
     found: dict[str, Factor] = {}
     notes: dict[str, None] = {}
+    eager = launches_eagerly(scenario)
     for device, calibration in calibrations(scenario):
         spreads = calibration.uncertainty
         if spreads is None:
@@ -86,6 +95,9 @@ def factors_of(scenario: Scenario, reach: Reach) -> tuple[tuple[Factor, ...], tu
         parts = [spreads.engine, *([spreads.engine_borrowed] if spreads.engine_borrowed else [])]
         host = _factor(engine, HOST, parts)
         found.setdefault(host.name, host)
+        if eager and spreads.launch is not None:
+            launch = _factor(device, LAUNCH, [spreads.launch])
+            found.setdefault(launch.name, launch)
         found.setdefault(DEPLOYMENT, _factor("", DEPLOYMENT, [spreads.deployment]))
     return tuple(found[name] for name in sorted(found)), tuple(notes)
 
@@ -157,6 +169,7 @@ def shifted(scenario: Scenario, shifts: Mapping[str, float]) -> Scenario:
         engine = f"{calibration.engine.name} {calibration.engine.version} {HOST}"
         return slower(
             calibration, kinds=kinds, host=math.exp(shifts.get(engine, 0.0) + common),
+            launch=math.exp(shifts.get(f"{device} {LAUNCH}", 0.0) + common),
             power=math.exp(shifts.get(f"{device} {POWER}", 0.0)),
         )  # fmt: skip
 

@@ -19,6 +19,8 @@ def translate(plan: Plan) -> None:
     kv_dtype(plan, "kv_cache_dtype")
     if options.get("disable_overlap_scheduler") is True:
         plan.set("policy.async_scheduling", False)
+    if options.get("cuda_graph_config", {}) is None:  # null; without the key LlmArgs has graphs
+        plan.set("policy.enforce_eager", True)
     _speculative(plan, options)
     if plan.get("server_role") is not None:
         plan.warn("server_role", "one command line is one side of a disaggregated deployment: simulated as one engine "
