@@ -219,3 +219,15 @@ def test_columns_that_are_not_required_may_be_of_any_type(tmp_path):
         answers.append(compare(tmp_path / "t.parquet"))
     assert answers[0]["expressible"] == 1
     assert answers[1] == answers[2] == answers[0]
+
+
+def test_curves_of_rows_that_were_not_repeated_have_no_conditions_of_a_benchmark(tmp_path):
+    """The RTX 4090's prompts were timed once each, in an engine's step: no share of the L2 cache is known."""
+    row = {"system": "rtx4090", "framework": "vllm", "version": "1", "attn_dtype": "bfloat16",
+           "kv_cache_dtype": "bfloat16", "head_dim": 128, "window_size": 0, "num_heads": 32, "num_key_value_heads": 8,
+           "isl": 1024, "batch_size": 2, "step": 0, "latency_us": 300.0}  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    found = compare(tmp_path / "t.parquet")
+    assert found["expressible"] == 1
+    flops = 4 * 2 * 32 * 128 * 1024 * 1024 / 2
+    assert 300.0 * (1 + found["metrics"]["latency_us"]["bias"]) > 1e6 * flops / 165.2e12  # dense bf16 of the datasheet

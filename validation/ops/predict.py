@@ -64,13 +64,16 @@ def benchmark_seconds(kind: Kind, stored: str, columns: dict[str, Array], *, dev
 
     `columns` are those of the readers in `perfsim.calibrate.rows`. A device that no benchmark ran on has the curve and
     the conditions of its nearest relative on its own datasheet: both change little inside a family, and without an
-    eager launch's host time a small product would be 30 times too fast. None where nothing was fitted.
+    eager launch's host time a small product would be 30 times too fast. None where nothing was fitted, or to rows that
+    were not repeated.
     """
     size = len(next(iter(columns.values())))
     owner = device if fitted_file(device) else relative(device)
     rows = Rows(owner, backend, "", kind, stored, "", columns, np.ones(size), np.full(size, ""))
     values = coefficients(rows) if size else None
-    return None if values is None else form(rows).seconds(values, rows, accelerator(device))
+    if values is None or "gain" not in values:
+        return None
+    return form(rows).seconds(values, rows, accelerator(device))
 
 
 @cache
