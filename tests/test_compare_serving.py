@@ -164,3 +164,15 @@ def test_tables_that_say_too_little(tmp_path, columns, reason):
     found = compare(path)
     assert found["not_expressible"] == {reason: 2}
     assert found["metrics"] == {}
+
+
+def test_runs_of_a_study_may_lie_in_several_tables_beside_it(tmp_path):
+    state = {"model": "meta-llama/Llama-3.1-8B", "prompt_throughput": 0.0, "gen_throughput": 300.0, "running": 4,
+             "waiting": 0, "kv_cache_pct": 2.0}  # fmt: skip
+    series = [{"hardware": hardware, "t": float(second), **state}
+              for hardware in ("RTXPRO6000", "RTX4090") for second in range(1, 6)]  # fmt: skip
+    path = write(tmp_path / "series.parquet", series)
+    write(tmp_path / "a.parquet", requests(40, hardware="RTX4090"))
+    assert compare(path)["not_expressible"] == {"load of this run not published": 5}
+    write(tmp_path / "b.parquet", requests(40))
+    assert compare(path)["expressible"] == 10

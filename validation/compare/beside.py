@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from validation.compare.columns import typed
 from validation.compare.table import Table, read_table
 
 
-def companion(table: Table, columns: frozenset[str]) -> Table | None:
-    """The first table (by name) in the folder of `table` that has all `columns`; None when there is none."""
+def companions(table: Table, columns: frozenset[str]) -> Iterator[Table]:
+    """The tables in the folder of `table`, by name, that have all `columns`: runs of a study may lie in several."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -17,5 +19,4 @@ def companion(table: Table, columns: frozenset[str]) -> Table | None:
         except (pa.ArrowException, OSError):
             continue
         if columns <= names:
-            return typed(read_table(path), columns)
-    return None
+            yield typed(read_table(path), columns)

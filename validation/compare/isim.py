@@ -17,7 +17,7 @@ from perfsim.ops.cache import growing_bytes
 from perfsim.spec.policy import ServingPolicy
 from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, answers, ask
-from validation.compare.beside import companion
+from validation.compare.beside import companions
 from validation.compare.facts import InexpressibleError
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.runs import run_statistics, runs_of
@@ -62,8 +62,7 @@ def compare_stages(table: Table, *, solve: Solve | None = None) -> tuple[Table, 
 def compare_requests(table: Table) -> tuple[Table, Outcome]:
     """Requests of whole runs; what was deployed is in the experiments table beside this one."""
     runs = runs_of(table, ("experiment",))
-    deployed = companion(table, STAGES)
-    rows = {} if deployed is None else {str(row["experiment"]): row for row in deployed.rows()}
+    rows = {str(row["experiment"]): row for deployed in companions(table, STAGES) for row in deployed.rows()}
     questions: dict[tuple[Any, ...], Ask] = {}
     reasons: list[str | None] = [None] * len(table)
     with tempfile.TemporaryDirectory() as folder:

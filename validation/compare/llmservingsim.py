@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, answers, ask
-from validation.compare.beside import companion
+from validation.compare.beside import companions
 from validation.compare.facts import InexpressibleError
 from validation.compare.outcome import Outcome, Pair, outcome_of
 from validation.compare.runs import Runs, run_statistics, runs_of
@@ -45,12 +45,15 @@ def compare_series(table: Table) -> tuple[Table, Outcome]:
     """Running and waiting requests, throughput and KV occupancy of every second; the load is in the requests table."""
     reasons: list[str | None] = [None] * len(table)
     pairs: list[Pair] = []
-    load = companion(table, REQUESTS)
-    if load is None:
+    loads = list(companions(table, REQUESTS))
+    if not loads:
         return table, outcome_of(["load not published: no table of requests beside this one"] * len(table), [])
+    own = set(runs_of(table, ("hardware", "model")))
     with tempfile.TemporaryDirectory() as folder:
-        _, questions = _questions(load, Path(folder), [None] * len(load))
-        by_engine = {(run[0], run[1]): question for run, question in questions.items()}
+        by_engine: dict[tuple[Any, ...], Ask] = {}
+        for load in loads:
+            _, questions = _questions(load, Path(folder), [None] * len(load))
+            by_engine = {run[:2]: question for run, question in questions.items() if run[:2] in own} | by_engine
         found = answers(list(by_engine.values()), bands=False)
     at = table.numbers("t")
     for run, members in runs_of(table, ("hardware", "model")).items():
