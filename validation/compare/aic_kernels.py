@@ -7,6 +7,7 @@ where they were eager: the conditions that were fitted with it. All else is pric
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from validation.compare import facts
 from validation.compare.facts import InexpressibleError
 from validation.compare.kernel_tables import compare_kernels
 from validation.compare.lowered import (
+    ARITHMETIC,
     Floats,
     Rows,
     attention_kernels,
@@ -174,6 +176,8 @@ def compare_experts(table: Table) -> tuple[Table, Outcome]:
                 return fitted
         work = [op for op in mlp_ops(model, model.layers[0], step, tp=tp * ep, ep=ep if ep > 1 else 1,
                                      popularity=popularity) if isinstance(op, Op) and op.kind == "moe"]  # fmt: skip
+        if dtype in ARITHMETIC:
+            work = [replace(op, dtype=ARITHMETIC[dtype]) for op in work]
         return np.asarray(seconds(work, accelerator=accelerator, engine=framework))
 
     keys = (*_WHERE, "moe_dtype", "kernel_source", "distribution", "hidden_size", "inter_size", "topk", "num_experts",

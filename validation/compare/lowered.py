@@ -28,8 +28,12 @@ LONGEST = 1 << 40  # positions of a model that stands for one kernel
 WEIGHTS = {
     "bfloat16": ("bf16", False), "float16": ("fp16", False), "fp8": ("fp8", False), "fp8_block": ("fp8_block", False),
     "nvfp4": ("nvfp4", False), "int8_wo": ("int8", True), "int4_wo": ("int4", True), "w4a16_mxfp4": ("mxfp4", True),
+    "w4a8_mxfp4_mxfp8": ("mxfp4", True),
     "sq": ("int8", False),
 }  # fmt: skip
+
+# Labels whose arithmetic no weight format of perfsim stands for: 4-bit weights times 8-bit activations.
+ARITHMETIC = {"w4a8_mxfp4_mxfp8": "fp8"}
 
 
 @cache
