@@ -27,15 +27,22 @@ SEGMENT_COLUMNS = (
     "group_tokens", "decode_longest", "prefill_longest",
 )  # fmt: skip
 EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s", "held_s")  # zeros where an engine has none of it
-_NO_EXTRAS = (0.0,) * len(EXTRA_COLUMNS)
+_NO_EXTRAS = (0,) * len(EXTRA_COLUMNS)
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
-_REQUEST = Struct(f"{len(REQUEST_COLUMNS)}d")
 _TURNED = 512  # rows that are turned into columns at once: they stay in the processor's cache
 
 
 def window_columns(windows: int) -> tuple[str, ...]:
     """Names of a segment's attention sums: they repeat per window, with a suffix after the first."""
     return tuple(name + (f"_{index}" if index else "") for name in WINDOW_COLUMNS for index in range(windows))
+
+
+def _row(names: tuple[str, ...]) -> Struct:
+    """A row as bytes: seconds are floating, everything else is counted."""
+    return Struct("".join("d" if name.endswith("_s") else "q" for name in names))
+
+
+_REQUEST = _row(REQUEST_COLUMNS)
 
 
 class Sink(Protocol):
@@ -65,7 +72,7 @@ class Recorder:
         self._sinks = sinks
         self._names = (*SEGMENT_COLUMNS, *window_columns(windows), *EXTRA_COLUMNS)
         self._limit = chunk
-        row = Struct(f"{len(self._names)}d")  # packed at once: smaller than objects, and read faster
+        row = _row(self._names)  # packed at once: smaller than objects, and read faster
         self._row, self._full = row.pack, chunk * row.size
         self._requests, self._segments = bytearray(), bytearray()
         self._gaps = array("d")
@@ -134,8 +141,10 @@ class Recorder:
 
 def _columns(packed: bytearray, names: tuple[str, ...]) -> Columns:
     """The columns of packed rows, each in one piece."""
-    rows = np.frombuffer(packed).reshape(-1, len(names))
-    table = np.empty(rows.shape, order="F")
-    for start in range(0, len(rows), _TURNED):
-        table[start : start + _TURNED] = rows[start : start + _TURNED]
+    seconds, counts = (np.frombuffer(packed, kind).reshape(-1, len(names)) for kind in (np.float64, np.int64))
+    floating = np.array([name.endswith("_s") for name in names])
+    table = np.empty(seconds.shape, order="F")
+    for start in range(0, len(table), _TURNED):
+        part = slice(start, start + _TURNED)
+        table[part] = np.where(floating, seconds[part], counts[part])
     return {name: table[:, i] for i, name in enumerate(names)}
