@@ -13,6 +13,7 @@ from batches import Chunks, batch_shape, decode_knots, decodes, prefills, stacke
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from perfsim.cost.alike import Alike
 from perfsim.cost.collective import collective_estimate
 from perfsim.cost.device import peak_flops
 from perfsim.cost.estimate import Estimate, overlap
@@ -238,6 +239,26 @@ def test_sensitivities_and_parts_add_up(
     # Async scheduling hides, it never adds.
     both = [step_estimate(step, async_scheduling=hidden, **context).seconds for hidden in (True, False)]
     assert np.all(both[0] <= both[1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(names, st.lists(st.tuples(decodes, prefills), min_size=1, max_size=4))
+def test_work_priced_once_per_number_of_tokens_costs_the_same(
+    case: tuple[str, str, int], batches: list[tuple[list[int], Chunks]]
+) -> None:
+    name, accelerator, tp = case
+    context = {"model": model_of(name), "node": node_of(accelerator), "tp": tp}
+    context["calibration"] = calibration_of(accelerator)
+    step = stacked([batch_shape(model_of(name), *batch) for batch in [*batches, batches[0]]])
+    alike = Alike.by_tokens(step.tokens)
+    assert len(alike.one) < len(step.tokens)
+    for part, same in zip(gpu_parts(step, **context), gpu_parts(step, alike=alike, **context), strict=True):
+        for field in ("seconds", "flops", "bytes", "joules"):
+            np.testing.assert_allclose(getattr(part, field), getattr(same, field), rtol=1e-14)
+        for field in ("bound_s", "d_seconds"):
+            assert getattr(part, field).keys() == getattr(same, field).keys()
+            for factor, seconds in getattr(part, field).items():
+                np.testing.assert_allclose(seconds, getattr(same, field)[factor], rtol=1e-14)
 
 
 @settings(deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from perfsim.cost.alike import Alike
 from perfsim.cost.collective import collective_estimate
 from perfsim.cost.estimate import Estimate, overlap
 from perfsim.cost.launches import HostTerms, host_terms, launch_seconds
@@ -50,9 +51,12 @@ def step_estimate(
 def gpu_parts(
     step: StepShape, *, model: ModelArch, node: Node, tp: int, calibration: Calibration,
     dp: int = 1, ep: int = 1, pp: int = 1, cluster: Cluster | None = None,
-    policy: ServingPolicy = PLAIN,
+    policy: ServingPolicy = PLAIN, alike: Alike | None = None,
 ) -> Iterator[Estimate]:  # fmt: skip
-    """Every operator and collective of a step on one GPU, in order; they run one after the other."""
+    """Every operator and collective of a step on one GPU, in order; they run one after the other.
+
+    `alike` saves time where many of the steps have equally many tokens.
+    """
     engine, links = calibration.engine, fabric(node, cluster)
     passes, kernels = engine.sampler(policy.sampling)
     for work in lower_with_drafts(
@@ -60,7 +64,10 @@ def gpu_parts(
         expert_popularity=engine.expert_popularity, sampling_passes=passes, sampling_kernels=kernels,
         kv_cache_dtype=policy.kv_cache_dtype, all2all_backend=policy.all2all_backend or engine.all2all_backend,
     ):  # fmt: skip
-        if isinstance(work, Op):
+        if alike is not None and isinstance(work, Op) and work.driver == "tokens":
+            one = op_estimate(alike.reduced(work), node.accelerator, calibration.device, calibration.power)
+            yield alike.spread(one)
+        elif isinstance(work, Op):
             yield op_estimate(work, node.accelerator, calibration.device, calibration.power)
         else:
             yield collective_estimate(work, links, calibration.device)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsim.cost.alike import Alike
 from perfsim.cost.estimate import Estimate
 from perfsim.cost.launches import host_terms, launch_seconds
 from perfsim.cost.step import gpu_parts, host_parts
@@ -62,6 +63,7 @@ class Explanation:
             calibration=scenario.calibration,
             cluster=scenario.cluster,
             policy=scenario.policy,
+            alike=Alike.by_tokens(columns["tokens"]),
         ):
             gpu = gpu + part.seconds / parallel.pp
             joules = joules + part.joules / parallel.pp
