@@ -28,6 +28,7 @@ from perfsim.spec.load import find_calibration, load_scenario
 from perfsim.spec.policy import ServingPolicy
 from perfsim.spec.scenario import Scenario
 from perfsim.spec.yaml import load_yaml
+from validation.compare.plans import engine_policy
 
 CALIBRATION = find_calibration(accelerator="h100-80gb-sxm", engine="sglang")
 CURVES = CALIBRATION.device.curves.exchange
@@ -198,6 +199,19 @@ def test_jumps_equal_steps_with_two_kinds_of_kernels() -> None:
     for name in ("ttft", "tpot", "e2e"):
         for statistic in ("mean", "p50", "p99"):
             assert fast.metrics[name][statistic] == pytest.approx(slow.metrics[name][statistic], rel=1e-9)
+
+
+def test_engines_without_the_option() -> None:
+    chosen = {name: find_calibration(accelerator="h100-80gb-sxm", engine=name).engine.all2all_backend
+              for name in ("vllm", "sglang", "trtllm")}  # fmt: skip
+    assert chosen == {"vllm": "allgather_reducescatter", "sglang": "allgather_reducescatter", "trtllm": "all_to_all"}
+
+
+def test_measured_runs_whose_exchange_was_not_published_keep_a_plain_one() -> None:
+    sizes = {"version": "0.5.8", "accelerator": "h200-141gb-sxm", "model": "deepseek-ai--DeepSeek-V3"}
+    spread, alone = {"tp": 1, "dp": 8, "ep": 8, "pp": 1, "gpus": 8}, {"tp": 8, "dp": 1, "ep": 8, "pp": 1, "gpus": 8}
+    assert engine_policy("sglang", plan=spread, **sizes)["all2all_backend"] == "all_to_all"
+    assert "all2all_backend" not in engine_policy("sglang", plan=alone, **sizes)
 
 
 def test_a_wrong_name_is_answered_with_the_nearest_one() -> None:

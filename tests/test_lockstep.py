@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from perfsim.serving.stepwise import StepwiseEngine
 from perfsim.spec import catalog
 from perfsim.spec.load import Draft, find_calibration
 from perfsim.spec.model import GroupedQueryAttention, LayerGroup, MixtureOfExperts, ModelArch
+from perfsim.spec.policy import All2AllBackend, ServingPolicy
 from perfsim.traffic import ClosedLoopSource, RequestChunk
 
 MODEL = ModelArch(
@@ -38,7 +40,7 @@ MODEL = ModelArch(
 )  # fmt: skip
 
 
-def compiled(config: EngineConfig, *, dp: int, spread: bool):
+def compiled(config: EngineConfig, *, dp: int, spread: bool, backend: All2AllBackend | None = None):
     """Step costs with breakpoints in the attention curve, so that the slowest rank changes."""
     calibration = find_calibration(accelerator="h100-80gb-sxm", engine="vllm")
     device = decode_knots(calibration.device, ((32.0, 0.01), (128.0, 0.05), (512.0, 0.2)))
@@ -46,12 +48,13 @@ def compiled(config: EngineConfig, *, dp: int, spread: bool):
         model=MODEL, node=catalog.node("dgx-h100"), tp=1, dp=dp, ep=dp if spread else 1,
         calibration=calibration.model_copy(update={"device": device}), async_scheduling=config.async_scheduling,
         max_num_batched_tokens=config.max_num_batched_tokens, max_num_seqs=config.max_num_seqs,
+        policy=ServingPolicy(all2all_backend=backend),
     )  # fmt: skip
 
 
-def run(kind, config: EngineConfig, chunk: RequestChunk, *, dp: int, clients: int, spread: bool):
+def run(kind, config: EngineConfig, chunk: RequestChunk, *, dp: int, clients: int, spread: bool, backend=None):
     windows = attention_spans(MODEL)
-    steps = compiled(config, dp=dp, spread=spread)
+    steps = compiled(config, dp=dp, spread=spread, backend=backend)
     logs, ledgers, ranks = [Log() for _ in range(dp)], [Ledger() for _ in range(dp)], []
     loop = ClosedLoop(ClosedLoopSource(iter([chunk]), clients, 0.03), ingress=0.002, egress=0.001, block_size=BLOCK)
     for log, ledger in zip(logs, ledgers, strict=True):
@@ -74,11 +77,13 @@ def by_index(log: Log) -> list[tuple[float, ...]]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(scenarios(), st.integers(2, 4), st.booleans())
-def test_jumps_equal_steps(scenario, dp, spread):
+@given(scenarios(), st.integers(2, 4), st.booleans(), st.sampled_from((None, *get_args(All2AllBackend))))
+def test_jumps_equal_steps(scenario, dp, spread, backend):
     _, config, chunk, clients, _ = scenario
-    fast = run(Engine, config, chunk, dp=dp, clients=clients, spread=spread)
-    slow = run(StepwiseEngine, config, chunk, dp=dp, clients=clients, spread=spread)
+    fast, slow = (
+        run(kind, config, chunk, dp=dp, clients=clients, spread=spread, backend=backend)
+        for kind in (Engine, StepwiseEngine)
+    )
     for one, other in zip(fast, slow, strict=True):
         assert len(one.requests) == len(other.requests)
         np.testing.assert_allclose(by_index(one), by_index(other), rtol=1e-9, atol=1e-9)

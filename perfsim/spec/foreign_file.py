@@ -110,7 +110,7 @@ def load_foreign(folder: Path) -> ForeignFile:
 def carried(device: DeviceEfficiency, *, launch: float, bandwidth: float, compute: float) -> DeviceEfficiency:
     """Efficiencies with fixed times `launch` times as long, bandwidth over `bandwidth`, arithmetic times `compute`.
 
-    No share exceeds that of the datasheet. Links inside a node keep their bandwidth.
+    No share exceeds that of the datasheet. Links inside a node keep their bandwidth, DeepEP's kernels all they have.
     """
 
     def changed(spec: SomeSpec, *, links: bool = False) -> SomeSpec:
@@ -135,7 +135,7 @@ def carried(device: DeviceEfficiency, *, launch: float, bandwidth: float, comput
     curves = {
         kind: {name: changed(curve, links=kind == "collective") for name, curve in found.items()}
         for kind in OperatorCurves.model_fields
-        if kind not in ("source", "discrepancy") and (found := getattr(device.curves, kind))
+        if kind not in ("source", "discrepancy", "exchange") and (found := getattr(device.curves, kind))
     }
     source = device.curves.source
     if source:
