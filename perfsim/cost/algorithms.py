@@ -131,7 +131,7 @@ def direct_all_to_all(work: Collective, path: Path, launch: float) -> Num | None
     """l + the longest hop + the slowest level's share of the bytes: all peers at once (NCCL's grouped send/recv)."""
     if not all(level.direct for level in path):
         return None
-    longest = max(level.latency for level in path)
+    longest = _slowest([level.latency for level in path])
     return launch + longest + _slowest(_scattered(work, path))
 
 
@@ -176,18 +176,22 @@ ALGORITHMS: dict[CollectiveKind, dict[str, Algorithm]] = {
 }  # fmt: skip
 
 
-def _around(path: Path) -> float:
+def _around(path: Path) -> Num:
     """Seconds of hops along a chain through all n GPUs: n-1 of them, most inside units, few across."""
-    total, units = 0.0, 1
+    total: Num = 0.0
+    units = 1
     for level in reversed(path):
         total += (level.size - 1) * units * level.latency
         units *= level.size
     return total
 
 
-def _ring_hops(path: Path) -> float:
+def _ring_hops(path: Path) -> Num:
     """Seconds of the n-1 slowest of the n hops of the closed ring: what the slowest chunk waits for in one turn."""
-    return _around(path) + path[-1].latency - min(level.latency for level in path)
+    shortest = path[0].latency
+    for level in path[1:]:
+        shortest = np.minimum(shortest, level.latency)
+    return _around(path) + path[-1].latency - shortest
 
 
 def _ring_rate(path: Path) -> float:
@@ -195,7 +199,7 @@ def _ring_rate(path: Path) -> float:
     return min(level.ring for level in path)
 
 
-def _depth(path: Path) -> float:
+def _depth(path: Path) -> Num:
     return sum(ceil(log2(level.size)) * level.latency for level in path)
 
 

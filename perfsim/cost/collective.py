@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from perfsim.cost.algorithms import ALGORITHMS
 from perfsim.cost.deepep import exchange_seconds
 from perfsim.cost.estimate import Estimate
-from perfsim.cost.inside import FITTED, scaled
+from perfsim.cost.inside import FITTED, scaled, waiting
 from perfsim.cost.topology import Fabric, Path
 from perfsim.ops.op import Collective, CollectiveKind, Num
 from perfsim.spec.calibration import DeviceEfficiency
-from perfsim.spec.curves import LinkCurve
+from perfsim.spec.curves import NETWORK, LinkCurve
 
 
 def collective_estimate(collective: Collective, fabric: Fabric, efficiency: DeviceEfficiency) -> Estimate:
@@ -52,22 +52,34 @@ FAMILIES: dict[CollectiveKind, dict[str, str]] = {
 }  # fmt: skip
 
 
-def achieved(path: Path, efficiency: DeviceEfficiency, curve: LinkCurve | None = None) -> Path:
+SENDS: tuple[CollectiveKind, ...] = ("send_recv", "all_to_all")
+
+
+def achieved(work: Collective, path: Path, efficiency: DeviceEfficiency, curve: LinkCurve | None = None) -> Path:
     """The path with rates and hops as achieved; network and in-switch reduction may have coefficients of their own.
 
     A hop costs the sender's step beside the latency of the link. Inside a node a fitted `curve` replaces both, and the
-    rates.
+    rates. Between nodes the curve of the network, where there is one, gives the share of the cards' rate, the sender's
+    step and what large messages wait for longer: those of more than `handshake_bytes` per card. Sends from one GPU to
+    another are not known to wait so: nothing has to be added before it is passed on.
     """
     e = efficiency
     network = e.collective_bandwidth if e.network_bandwidth is None else e.network_bandwidth
-    hop = e.collective_hop if e.network_hop is None else e.network_hop
+    hop: Num = e.collective_hop if e.network_hop is None else e.network_hop
     switch = e.collective_bandwidth if e.in_switch_bandwidth is None else e.in_switch_bandwidth
+    across = e.curves.collective.get(NETWORK)
     levels = []
     for level in path:
         if curve is not None and level.scale_up:
             levels.append(scaled(level, curve))
             continue
-        rate, step = (e.collective_bandwidth, e.collective_hop) if level.scale_up else (network, hop)
+        rate, step = network, hop
+        if level.scale_up:
+            rate, step = e.collective_bandwidth, e.collective_hop
+        elif across is not None:
+            rate, step = across.bandwidth, across.hop
+            if work.kind not in SENDS:
+                step = step + waiting(across.handshake, work.bytes / level.below, across.handshake_bytes)
         levels.append(
             replace(level, spread=rate * level.spread, ring=rate * level.ring, peer=rate * level.peer,
                     in_switch=switch * level.in_switch, latency=step + level.latency)
@@ -96,7 +108,7 @@ def algorithm_seconds(
             continue
         else:
             launch = efficiency.collective_launch if curve is None else curve.launch
-            seconds = algorithm(collective, achieved(path, efficiency, curve), launch)
+            seconds = algorithm(collective, achieved(collective, path, efficiency, curve), launch)
         if seconds is not None:
             times[name] = seconds
     return times

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from perfsim.errors import InfeasibleError
+from perfsim.ops.op import Num
 from perfsim.spec.cluster import Cluster, Dragonfly, FatTree, Torus, nodes_per_tier
 from perfsim.spec.hardware import Link, Node
 
@@ -39,7 +40,7 @@ class Level:
     at once. `ring`: what leaves a unit when every unit sends to the next one only, over all rings together. `peer`:
     what one GPU can send to one other. `direct`: every GPU reaches every other one in a single step at these rates.
     `in_switch`: the rate of `spread` for messages that switches add and copy, 0 where they cannot. `scale_up` tells the
-    links inside a node from the network.
+    links inside a node from the network. `latency` is an array where it follows the bytes of an exchange.
     """
 
     kind: str
@@ -48,7 +49,7 @@ class Level:
     spread: float
     ring: float
     peer: float
-    latency: float
+    latency: Num
     direct: bool
     scale_up: bool
     in_switch: float = 0.0

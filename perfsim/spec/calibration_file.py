@@ -14,6 +14,7 @@ from perfsim.spec.engines_file import fitted_overheads
 from perfsim.spec.exchanges_file import load_exchanges
 from perfsim.spec.foreign_file import StackLaw, load_foreign
 from perfsim.spec.launches_file import launch_host
+from perfsim.spec.network_file import with_network
 from perfsim.spec.operators_file import FOLDER, load_operators
 from perfsim.spec.problems import validated
 from perfsim.spec.uncertainty import Uncertainty, UncertaintyFile
@@ -86,7 +87,9 @@ def load_calibration(
     return Calibration(
         status=content.status,
         source=content.source,
-        device=efficiency if law is None else law.carried(efficiency, accelerator=accelerator),
+        device=with_network(
+            efficiency if law is None else law.carried(efficiency, accelerator=accelerator), path.parent
+        ),
         borrowed_from=None if owner == accelerator else owner,
         engine=fitted or profile,
         engine_version=version,

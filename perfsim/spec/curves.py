@@ -12,6 +12,7 @@ from pydantic import Field
 
 from perfsim.spec.base import Seconds, Spec
 
+NETWORK = "network"  # among the curves of collectives: what leaves a node, whatever the algorithm
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 
@@ -179,9 +180,10 @@ class ExchangeCurve(Spec):
 class OperatorCurves(Spec):
     """Curves by number format; `decode` and `prefill` by that of K and V, with a prefix `mla-` for latent attention.
 
-    `collective` is by family of algorithms (`perfsim.cost.collective.FAMILIES`), `stream` by what an elementwise kernel
-    does: `quantise` reads 16-bit numbers and writes them in 8 bits, `requantise` looks for their largest first;
-    `quantise-slow` is a kernel that takes ten times as long as its bytes.
+    `collective` is by family of algorithms (`perfsim.cost.collective.FAMILIES`), with `network` for what leaves a node,
+    of which `hop`, `bandwidth` (a share of the cards'), `handshake` and `handshake_bytes` (per card) count.
+    `stream` is by what an elementwise kernel does: `quantise` reads 16-bit numbers and writes them in 8 bits,
+    `requantise` looks for their largest first; `quantise-slow` is a kernel that takes ten times as long as its bytes.
 
     `exchange` is by kernels and direction (`low_latency-dispatch`), the same for all devices.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from perfsim.calibrate.deepep import SMS, exchanges_of
 from perfsim.ops.op import Collective, CollectiveKind
+from perfsim.spec import catalog
 
 MEASURED = Path(__file__).resolve().parents[1] / "measured"
 COLLECTIVE_COLUMNS = ("source", "system", "framework", "version", "op_name", "impl", "num_nodes", "num_gpus", "bytes",
@@ -122,6 +123,8 @@ def public_rows(table: Iterable[dict[str, Any]]) -> Iterator[Row]:
         else:
             continue
         nodes = 1 if node in RACKS else int(row["nodes"] or gpus // 8)
+        if nodes > 1 and catalog.node(node).nics is None:
+            continue  # nobody says what joins these nodes
         per_rank = row["collective"] == "allgather" and "per-rank input" in notes
         published = size * gpus if per_rank else size
         yield _row(node, nodes, _nccl_variant(notes), operation, gpus, published, seconds, row["source"])

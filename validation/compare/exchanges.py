@@ -1,7 +1,8 @@
 """Collectives: aiconfigurator's, Vidur's and others by size, public nccl-tests, DeepEP's dispatch and combine.
 
 Inside a node they are priced by the curves of the library that ran them; eager launches take at least as long as their
-host needed (`eager.yaml`). Between nodes, and where nothing was fitted, by the algorithms that the library has.
+host needed (`eager.yaml`). Between nodes by those of NCCL and of the network; where nothing was fitted, by the
+algorithms that the library has.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def library_seconds(row: Row, *, system: str = "", impl: str = "") -> float:
     known = {name for name, family in families.items() if family in efficiency.curves.collective}
     if nccl:
         known = {name for name in known if families[name] != "custom_all_reduce"}
-    if row.nodes > 1 or not known or row.backend in ("nccl ring", "nccl nvls", "nccl nvls_tree"):
+    if row.nodes > 1:
+        return predict(row, curves=True).seconds
+    if not known or row.backend in ("nccl ring", "nccl nvls", "nccl nvls_tree"):
         return predict(row).seconds
     times = algorithm_seconds(row.work, links, efficiency)
     found = [float(seconds) for name, seconds in times.items() if name in known]
