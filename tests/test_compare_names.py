@@ -175,6 +175,17 @@ def test_a_device_that_nobody_timed_is_timed_as_its_relative_was(tmp_path, row, 
     assert times[1] == pytest.approx(times[0], rel=0.15)
 
 
+def test_what_its_nearest_relative_was_not_timed_for_is_taken_from_the_next(tmp_path):
+    """Nobody timed quantisation on a GB200; a GB300 then quantises as a B200 does, whose memory it has."""
+    row = {"framework": "sglang", "version": "1", "op": "computescale", "quant_dtype": "fp8", "m": 4096, "k": 4096,
+           "latency_us": 100.0}  # fmt: skip
+    times = []
+    for name in ("b200_sxm", "gb300"):
+        pq.write_table(pa.Table.from_pylist([{"system": name, **row}]), tmp_path / "t.parquet")
+        times.append(1 + compare(tmp_path / "t.parquet")["metrics"]["latency_us"]["bias"])
+    assert times[1] == pytest.approx(times[0], rel=0.05)
+
+
 def test_between_nodes_without_network_cards_nothing_is_predicted(tmp_path):
     row = {**EXCHANGE, "system": "h20_sxm", "impl": "NCCL", "num_nodes": 2, "num_gpus": 16}
     pq.write_table(pa.table({key: [value] for key, value in row.items()}), tmp_path / "t.parquet")

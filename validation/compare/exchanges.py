@@ -169,15 +169,15 @@ def _reason(row: Mapping[str, Any]) -> str:
     machine = row.get("system", row.get("gpu"))
     if machine not in measured.NODES:
         return f"no machine stands for '{machine}'"
-    nodes = row.get("num_nodes") or row.get("node_num") or row.get("nodes") or 1
-    if int(nodes) > 1 and catalog.node(measured.NODES[machine]).nics is None:
-        return f"network between nodes of '{machine}' not published"
     if row.get("num_gpus") and measured.without_peers(row):
         return "more than two GPUs on a host without peer-to-peer"
     if "DeepEP" in str(row.get("source")):
         return "expert dispatch of a public document: number of experts and tokens not published"
     if "SHARP" in str(row.get("inter_link")):
         return "reduction in network switches is not modelled"
+    nodes = row.get("num_nodes") or row.get("node_num") or row.get("nodes") or 1
+    if int(nodes) > 1 and catalog.node(measured.NODES[machine]).nics is None:
+        return f"network between nodes of '{machine}' not published"
     needed = ("op_name", "collective", "num_gpus", "n_gpus", "bytes", "num_experts", "num_topk", "hidden_size",
               "num_token", "node_num")  # fmt: skip
     missing = [name for name in needed if name in row and row[name] is None]

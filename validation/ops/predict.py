@@ -68,18 +68,24 @@ def benchmark_seconds(kind: Kind, stored: str, columns: dict[str, Array], *, dev
     were not repeated.
     """
     size = len(next(iter(columns.values())))
-    owner = device if fitted_file(device) else relative(device)
-    rows = Rows(owner, backend, "", kind, stored, "", columns, np.ones(size), np.full(size, ""))
-    values = coefficients(rows) if size else None
-    if values is None or "gain" not in values:
-        return None
-    return form(rows).seconds(values, rows, accelerator(device))
+    for owner in (device,) if fitted_file(device) else _relatives(device):
+        rows = Rows(owner, backend, "", kind, stored, "", columns, np.ones(size), np.full(size, ""))
+        values = coefficients(rows) if size else None
+        if values is not None and "gain" in values:
+            return form(rows).seconds(values, rows, accelerator(device))
+    return None
 
 
 @cache
 def relative(device: str) -> str:
     """The device with fitted curves that stands for one without."""
-    return SAME_HOST.get(device) or find_calibration(accelerator=device, engine="vllm").borrowed_from or device
+    return _relatives(device)[0]
+
+
+@cache
+def _relatives(device: str) -> tuple[str, ...]:
+    lender = find_calibration(accelerator=device, engine="vllm").borrowed_from or device
+    return (SAME_HOST[device], lender) if device in SAME_HOST else (lender,)
 
 
 def compare(rows: Rows) -> Compared | None:
