@@ -103,15 +103,31 @@ def test_the_law_reaches_its_devices_and_no_others() -> None:
         assert find_calibration(accelerator=other, engine="sglang").device == lent(other).device
 
 
+def test_a_version_that_was_seen_has_its_own_fixed_times() -> None:
+    def launch(version: str | None, engine: str = "sglang") -> float:
+        found = find_calibration(accelerator="mi300x-192gb", engine=engine, version=version).device.curves
+        before = load_calibration(COEFFICIENTS, accelerator="mi300x-192gb", engine=engine, foreign=False).device.curves
+        return found.moe["fp8_block"].launch / before.moe["fp8_block"].launch
+
+    seen = {each.engine_version: each.launch for each in LAW.versions.values() if each.engine_version}
+    assert len(seen) == 2
+    for version, factor in seen.items():
+        assert launch(version) == launch(f"v{version}-rocm700-mi30x") == pytest.approx(factor)
+    for other in (None, "0.5.10", "0.5.1", "1.0"):
+        assert launch(other) == pytest.approx(LAW.launch.value)
+    assert launch("0.5.9", engine="vllm") == pytest.approx(LAW.launch.value)
+
+
 def test_bands_widen_with_what_was_not_measured() -> None:
-    def spread(accelerator: str, engine: str = "sglang") -> float:
-        found = find_calibration(accelerator=accelerator, engine=engine).uncertainty
+    def spread(accelerator: str, engine: str = "sglang", version: str | None = None) -> float:
+        found = find_calibration(accelerator=accelerator, engine=engine, version=version).uncertainty
         assert found is not None
         return found.deployment.sigma
 
     assert spread("mi300x-192gb") == pytest.approx(LAW.discrepancy)
     assert spread("h100-80gb-sxm") < spread("mi300x-192gb") < spread("mi355x-288gb") < spread("gaudi3-128gb")
     assert spread("mi300x-192gb", "vllm") > spread("mi300x-192gb")
+    assert spread("h100-80gb-sxm") <= spread("mi300x-192gb", version="0.5.9") < spread("mi300x-192gb")
 
 
 def test_the_file_says_what_it_was_fitted_to() -> None:
@@ -123,7 +139,7 @@ def test_the_file_says_what_it_was_fitted_to() -> None:
     assert len(LAW.sha256) == 64
     assert [len(row) for row in LAW.covariance] == [1, 2]
     assert LAW.covariance[1][1] == pytest.approx(LAW.bandwidth.stderr**2, rel=0.02)
-    logarithms = np.log(list(LAW.versions.values()))
+    logarithms = np.log([version.launch for version in LAW.versions.values()])
     assert np.log(LAW.launch.value) == pytest.approx(logarithms.mean(), abs=1e-3)
     assert pytest.approx(logarithms.std(ddof=1), abs=1e-3) == LAW.between
     assert LAW.left_out["lengths_own_version"].mean < LAW.left_out["version"].mean

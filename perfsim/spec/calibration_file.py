@@ -12,12 +12,12 @@ from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration, DeviceEfficiency, EngineProfile, PowerModel
 from perfsim.spec.engines_file import fitted_overheads
 from perfsim.spec.exchanges_file import load_exchanges
-from perfsim.spec.foreign_file import StackLaw, load_foreign
+from perfsim.spec.foreign_file import load_foreign
 from perfsim.spec.launches_file import launch_host
 from perfsim.spec.network_file import with_network
 from perfsim.spec.operators_file import FOLDER, load_operators
 from perfsim.spec.problems import validated
-from perfsim.spec.uncertainty import Uncertainty, UncertaintyFile
+from perfsim.spec.uncertainty import Spread, Uncertainty, UncertaintyFile
 from perfsim.spec.yaml import load_yaml
 
 UNCERTAINTY = "uncertainty.yaml"  # in the folder of the coefficients
@@ -84,12 +84,12 @@ def load_calibration(
     curves = curves.model_copy(update={"exchange": load_exchanges(path.parent)})
     efficiency = content.devices[owner].model_copy(update={"curves": curves})
     law = load_foreign(path.parent).law(accelerator, lender=owner) if foreign and source != accelerator else None
+    if law is not None:
+        efficiency = law.carried(efficiency, accelerator=accelerator, engine=engine, version=version)
     return Calibration(
         status=content.status,
         source=content.source,
-        device=with_network(
-            efficiency if law is None else law.carried(efficiency, accelerator=accelerator), path.parent
-        ),
+        device=with_network(efficiency, path.parent),
         borrowed_from=None if owner == accelerator else owner,
         engine=fitted or profile,
         engine_version=version,
@@ -97,14 +97,15 @@ def load_calibration(
         power=content.power,
         uncertainty=_uncertainty(
             path.parent / UNCERTAINTY, accelerator=accelerator, device=owner, engine=name if fitted is None else engine,
-            borrowed=owner != accelerator, engine_borrowed=alias is not None and fitted is None, law=law,
+            borrowed=owner != accelerator, engine_borrowed=alias is not None and fitted is None,
+            law=None if law is None else law.spread(accelerator=accelerator, engine=engine, version=version),
         ),
     )  # fmt: skip
 
 
 def _uncertainty(
     path: Path, *, accelerator: str, device: str, engine: str, borrowed: bool, engine_borrowed: bool,
-    law: StackLaw | None,
+    law: tuple[Spread, bool] | None,
 ) -> Uncertainty | None:  # fmt: skip
     """How far off the coefficients may be; None where no such file lies beside them."""
     if not path.is_file():
@@ -112,5 +113,5 @@ def _uncertainty(
     content = validated(UncertaintyFile, load_yaml(path), where=str(path))
     return content.resolved(
         accelerator=accelerator, device=device, engine=engine, borrowed=borrowed, engine_borrowed=engine_borrowed,
-        law=None if law is None else law.spread(accelerator=accelerator, engine=engine),
+        law=law,
     )  # fmt: skip

@@ -10,13 +10,14 @@ from pydantic import Field
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import DeviceEfficiency
 from perfsim.spec.curves import OperatorCurves
+from perfsim.spec.engine_version import EngineVersion, age
 from perfsim.spec.problems import validated
 from perfsim.spec.uncertainty import Spread
 from perfsim.spec.yaml import load_yaml
 
 FOREIGN = "foreign.yaml"  # in the folder of the coefficients
 # Coefficients by the end of their name. Shapes, and what one SM does with a tile, stay.
-FIXED = frozenset(("launch", "hop", "ramp"))
+FIXED = frozenset(("launch", "hop", "ramp", "peer", "line", "handshake"))
 STREAMED = frozenset(("bandwidth", "quantise_bandwidth"))
 SPEEDS = frozenset(("sm_bandwidth",))  # which no datasheet limits
 LINKS = ("collective_", "network_", "in_switch_")  # their bandwidth is that of links, not of HBM
@@ -29,6 +30,13 @@ class FittedFactor(Spec):
 
     value: float = Field(gt=0, le=20)
     stderr: float = Field(ge=0)
+
+
+class VersionFactor(Spec):
+    """The factor on fixed times of one version of a stack's engine; `engine_version` where that was published."""
+
+    launch: float = Field(gt=0, le=20)
+    engine_version: EngineVersion | None = None
 
 
 class ForeignDevice(Spec):
@@ -54,7 +62,8 @@ class StackLaw(Spec):
     `compute`, which is published and not fitted. `versions` are the factors of fixed times of each software version:
     `launch` is their geometric mean, `between` the standard deviation of their logarithms. `covariance` is that of the
     logarithms of `launch` and `bandwidth`, as a lower triangle. `discrepancy` is the root mean square of ln(measured /
-    predicted) of versions left out. `measured` are the devices whose runs were fitted, on `engine`.
+    predicted) of versions left out, `own_discrepancy` that of lengths left out where the version is known. `measured`
+    are the devices whose runs were fitted, on `engine`.
     """
 
     lender: str
@@ -64,9 +73,10 @@ class StackLaw(Spec):
     launch: FittedFactor
     bandwidth: FittedFactor
     covariance: tuple[tuple[float, ...], ...]
-    versions: dict[str, float]
+    versions: dict[str, VersionFactor]
     between: float
     discrepancy: float = Field(ge=0, le=2)
+    own_discrepancy: float = Field(ge=0, le=2)
     source: str
     rows: int = Field(gt=0)
     sha256: str
@@ -75,17 +85,29 @@ class StackLaw(Spec):
     left_out: dict[str, Missed]
     kept_out: Missed
 
-    def carried(self, device: DeviceEfficiency, *, accelerator: str) -> DeviceEfficiency:
-        """The lender's efficiencies as this stack has them on `accelerator`."""
+    def known(self, engine: str, version: str | None) -> VersionFactor | None:
+        """The factor of this very version; what stands between two that were seen is none of them."""
+        if engine != self.engine or version is None:
+            return None
+        own = (each for each in self.versions.values() if each.engine_version is not None)
+        return next((each for each in own if age(each.engine_version or "") == age(version)), None)
+
+    def carried(
+        self, device: DeviceEfficiency, *, accelerator: str, engine: str, version: str | None = None
+    ) -> DeviceEfficiency:  # fmt: skip
+        """The lender's efficiencies as this stack has them on `accelerator`: in a known version, or the mean of all."""
+        known = self.known(engine, version)
         return carried(
-            device, launch=self.launch.value, bandwidth=self.bandwidth.value,
+            device, launch=self.launch.value if known is None else known.launch, bandwidth=self.bandwidth.value,
             compute=self.devices[accelerator].compute,
         )  # fmt: skip
 
-    def spread(self, *, accelerator: str, engine: str) -> tuple[Spread, bool]:
+    def spread(self, *, accelerator: str, engine: str, version: str | None = None) -> tuple[Spread, bool]:
         """What times of this stack miss, and whether runs of this device with this engine were among the fitted."""
         seen = accelerator in self.measured and engine == self.engine
-        return Spread(sigma=self.discrepancy, source=f"runs, versions left out: {self.source}"), seen
+        if self.known(engine, version) is None:
+            return Spread(sigma=self.discrepancy, source=f"runs, versions left out: {self.source}"), seen
+        return Spread(sigma=self.own_discrepancy, source=f"runs, lengths left out: {self.source}"), seen
 
 
 class ForeignFile(Spec):

@@ -139,8 +139,10 @@ class UncertaintyFile(Spec):
         deployment = self.deployment if observed or runs.deployment is None else runs.deployment
         if law is not None:
             spread, seen = law
-            # Of whole runs, each by a law that had not seen its version: deployments are in it.
-            deployment = spread if seen else _sum(spread, self.borrowed)
+            # Both are of whole runs, so that one holds what the other says.
+            deployment = max(deployment, spread, key=lambda each: each.sigma)
+            if not seen:
+                deployment = _sum(deployment, self.borrowed)
         elif accelerator in self.foreign.devices:
             deployment = _sum(deployment, self.foreign)
         return Uncertainty(

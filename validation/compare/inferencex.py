@@ -63,7 +63,7 @@ def question_of(row: Row) -> Ask:
     workload, sent = plans.closed_loop(spread=True, **_load(row))
     plan = _plan(row, "decode", accelerator, model)
     content: dict[str, Any] = {
-        "model": model, "hardware": accelerator, "engine": engine,
+        "model": model, "hardware": accelerator, "engine": engine, "engine_version": facts.release_of(version),
         "policy": plans.engine_policy(engine, version=version, accelerator=accelerator, model=model, plan=plan,
                                       date=row.get("date")),
         "workload": workload,

@@ -26,6 +26,7 @@ from perfsim.errors import InputError
 from perfsim.spec import catalog
 from perfsim.spec.base import FlopRate, Spec
 from perfsim.spec.calibration_file import load_calibration
+from perfsim.spec.engine_version import EngineVersion
 from perfsim.spec.foreign_file import FOREIGN, carried
 from perfsim.spec.load import CALIBRATION
 from perfsim.spec.problems import validated
@@ -57,10 +58,11 @@ class Achieved(Spec):
 
 
 class Version(Spec):
-    """Runs before the day `until` that no earlier version has."""
+    """Runs before the day `until` that no earlier version has; the engine's version, where an image tells it."""
 
     name: str
     until: str
+    engine_version: EngineVersion | None = None
 
 
 class Stack(Spec):
@@ -157,7 +159,7 @@ def _sweep(stack: Stack, table: Table, own: NDArray[np.intp], fitted: NDArray[np
         seen.setdefault(json.dumps(key, default=str), index)  # the latest runs are in the history as well
     chosen = list(seen.values())
     rows = [everything[index] for index in chosen]
-    asks = [question_of(row) for row in rows]
+    asks = [question_of({**row, "image": None}) for row in rows]  # versions are told apart here
     questions = tuple(dict.fromkeys(asks))
     devices = {ask: facts.device(row["hardware"]) for ask, row in zip(asks, rows, strict=True)}
     return Sweep(
@@ -308,9 +310,11 @@ def document(name: str, stack: Stack, sweep: Sweep, found: Found) -> Iterator[st
     yield f"    covariance: [[{covariance[0, 0]:.3g}], [{covariance[1, 0]:.3g}, {covariance[1, 1]:.3g}]]"
     yield "    versions:"
     for version, value in zip(stack.versions, found.law.versions, strict=True):
-        yield f'      "{version.name}": {np.exp(value):.4f}'
+        known = f', engine_version: "{version.engine_version}"' if version.engine_version else ""
+        yield f'      "{version.name}": {{launch: {np.exp(value):.4f}{known}}}'
     yield f"    between: {found.between():.4f}"
     yield f"    discrepancy: {rms(sweep, found.errors['version']):.4f}"
+    yield f"    own_discrepancy: {rms(sweep, found.errors['lengths_own_version']):.4f}"
     yield f'    source: "{stack.source}, {", ".join(stack.fitted)}"'
     yield f"    rows: {len(used)}"
     yield f"    sha256: {_hash(used)}"
