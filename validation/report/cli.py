@@ -16,8 +16,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from perfsim.errors import InputError, PerfsimError, nearest
+from perfsim.spec.yaml import load_yaml
 from validation.report import headline, peers
 from validation.report.filled import filled
 from validation.report.sections import Section, sections
@@ -85,12 +87,18 @@ def document(every: Sequence[Section], results: Path = RESULTS) -> str:
     stored = {section.name: load(section.name, folder=results) or load(section.name) for section in every}
     everything: dict[str, Results] = {name: found for name, found in stored.items() if found is not None}
     others = peers.render(everything.get("isim"), everything.get("left-out"))
-    budget = filled(BUDGET.read_text(encoding="utf-8"), everything, source=BUDGET.name)
+    budget = filled(BUDGET.read_text(encoding="utf-8"), {**everything, **coefficients()}, source=BUDGET.name)
     return "\n".join([
         HEADER, "## Headline\n", block("headline", None, "\n".join(headline.render(everything))),
         "## What others published\n", block("peers", None, "\n".join(others)),
         "## Error budget\n", block("budget", None, budget), *_parts(every, everything),
     ])  # fmt: skip
+
+
+def coefficients() -> dict[str, dict[str, Any]]:
+    """Files of `hardware/calibration` by "calibration/STEM": fits state their own errors there."""
+    folder = ROOT / "hardware" / "calibration"
+    return {f"calibration/{path.stem}": load_yaml(path) for path in sorted(folder.rglob("*.yaml"))}
 
 
 def _parts(every: Sequence[Section], everything: dict[str, Results]) -> Iterator[str]:

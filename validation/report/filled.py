@@ -1,8 +1,8 @@
 """Figures in hand-written text, taken from the results of sections so that they do not go stale.
 
-`{section > key > key}` is the number at that place of `results/section.json`. In a list, a key `name=x`, or
-`name=x, kind=y`, chooses the entry with these values. Shares are shown as percent, those called `bias` with their sign,
-whole numbers as they are.
+`{section > key > key}` is the number at that place of `results/section.json`, `{calibration/network > median}` one of a
+file of coefficients. In a list, a key `name=x`, or `name=x, kind=y`, chooses the entry with these values. Shares are
+shown as percent, those called `bias` with their sign, whole numbers as they are.
 """
 
 from __future__ import annotations
