@@ -200,6 +200,7 @@ def test_heads_must_divide_and_gpus_must_exist(tmp_path: Path) -> None:
 BAD_VALUES: list[tuple[list[str], str]] = [
     (["paralel.tp=8"], "--set paralel.tp: paralel: unknown key 'paralel'; did you mean 'parallel'?"),
     (["parallel.tpp=8"], "--set parallel.tpp: unknown key 'tpp'; did you mean 'tp'?"),
+    (["cluster=dgx-h100-superpod"], "--set cluster: unknown key 'cluster'; expected one of calibration"),
     (["parallel.tp=1", "parallel.tp.x=8"], "--set parallel.tp.x: 'parallel.tp' is a value, not a section of keys"),
     (["parallel.tp=eight"], "--set parallel.tp: expected an integer, got 'eight'"),
     (["parallel.tp=-1"], "--set parallel.tp: expected a number greater than 0, got -1"),

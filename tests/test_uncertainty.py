@@ -302,6 +302,22 @@ def test_a_device_that_borrows_has_wider_bands() -> None:
     assert parts("rtx-6000-ada-48gb") > 1.3 * parts("l40s-48gb")
 
 
+def test_between_nodes_the_spread_is_that_of_the_network() -> None:
+    """Two nodes share no links with one: its factors stay, and what joins nodes has a factor of its own."""
+
+    def asked(cluster: str, tp: int) -> ps.Scenario:
+        return load_scenario("mooncake-demo", overrides=[f"hardware={cluster}", f"parallel.tp={tp}"])
+
+    reach = Reach(8192, 8192)
+    inside, across = (
+        {factor.name: factor.sigma for factor in factors_of(asked("dgx-h100-superpod", tp), reach)[0]} for tp in (8, 16)
+    )
+    assert across.keys() - inside.keys() == {"h100-80gb-sxm network"}
+    network = across.pop("h100-80gb-sxm network")
+    assert across == inside
+    assert network > 3 * across["h100-80gb-sxm collective"]
+
+
 def test_work_outside_the_range_widens_and_says_so() -> None:
     asked = scenario()
     near, quiet = factors_of(asked, NEAR)

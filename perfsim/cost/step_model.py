@@ -9,6 +9,7 @@ in it, so the step time is piecewise affine in the step index and `decode_run` c
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -253,20 +254,15 @@ def compile_steps(
         """Seconds of every operator and collective that follows `driver`."""
         return [_seconds(item, node, links, calibration) for item in lowered(step) if item.driver == driver]
 
-    tokens = np.arange(max_num_batched_tokens + 1, dtype=np.float64)
-    queries = policy.queries
+    tokens, queries = np.arange(max_num_batched_tokens + 1, dtype=np.float64), policy.queries
     logits = np.arange(min(max_num_seqs * queries, max_num_batched_tokens) + 1, dtype=np.float64)
     sequences = logits[: max_num_seqs + 1]
-    token_s = np.sum(np.stack(work(_shape(model, tokens=tokens), "tokens")), axis=0).tolist()
-    prompt_s = token_s
-    if backend == "deepep_auto":  # a step with a prompt exchanges its tokens by other kernels
-        beside = replace(_shape(model, tokens=tokens), prefill_tokens=1.0)
-        prompt_s = np.sum(np.stack(work(beside, "tokens")), axis=0).tolist()
-    logit_s = np.sum(np.stack(work(_shape(model, logits=logits), "logits")), axis=0)
+    without = _shape(model, tokens=tokens)
+    token_s = _total(work(without, "tokens"))
+    # A step with a prompt may exchange its tokens by other kernels.
+    prompt_s = _total(work(replace(without, prefill_tokens=1.0), "tokens")) if backend == "deepep_auto" else token_s
     together = np.arange(dp * max_num_batched_tokens + 1 if dp > 1 else 0, dtype=np.float64)
     shared = work(_shape(model, group=together, queries=queries), "group") if dp > 1 else [together]
-    group_s = np.sum(np.stack(shared), axis=0)
-    drafts = work(_shape(model, logits=sequences), "sequences")
 
     def unit(units: float, queries: int) -> list[Op]:
         return [item for item in lowered(_unit(model, units, queries)) if isinstance(item, Op)]
@@ -276,13 +272,20 @@ def compile_steps(
     launch = launch_seconds(model, engine, tp=tp, dp=dp, ep=ep, pp=pp, policy=policy) / pp  # a stage launches its own
     exposed, scheduler, hides = host_terms(engine, launch=launch, asynchronous=async_scheduling)
     return CompiledSteps(
-        token_s, prompt_s, logit_s.tolist(), decode_terms(one, node, device), prefill_terms(one, node, device),
+        token_s, prompt_s, _total(work(_shape(model, logits=logits), "logits")),
+        decode_terms(one, node, device), prefill_terms(one, node, device),
         linear_terms(unit(1.0, 1), unit(2.0, 1), "expansion", node, device),
         linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
         exposed, scheduler, engine.sequence_host, engine.token_host, hides,
-        group_s.tolist(), np.sum(np.stack(drafts), axis=0).tolist() if drafts else [], queries,
+        _total(shared), _total(work(_shape(model, logits=sequences), "sequences")), queries,
         adapter_terms(each_token, each_adapter, node, device),
     )  # fmt: skip
+
+
+def _total(seconds: Sequence[Num]) -> list[float]:
+    """Sums over operators, by size of the work; empty without operators."""
+    total: list[float] = np.sum(np.stack(seconds), axis=0).tolist() if seconds else []
+    return total
 
 
 def _seconds(item: Op | Collective, node: Node, links: Fabric, calibration: Calibration) -> Num:

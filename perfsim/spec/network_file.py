@@ -42,5 +42,8 @@ def with_network(device: DeviceEfficiency, folder: Path) -> DeviceEfficiency:
     if not path.is_file():
         return device
     content = validated(NetworkFile, load_yaml(path), where=str(path))
-    collective = {**device.curves.collective, NETWORK: content.curve}
-    return device.model_copy(update={"curves": device.curves.model_copy(update={"collective": collective})})
+    curves = {
+        "collective": {**device.curves.collective, NETWORK: content.curve},
+        "discrepancy": {**device.curves.discrepancy, NETWORK: content.discrepancy},
+    }
+    return device.model_copy(update={"curves": device.curves.model_copy(update=curves)})

@@ -52,8 +52,9 @@ def validated(cls: type[S], data: Mapping[str, Any], *, where: str | Callable[[s
 def _describe(cls: type[BaseModel], data: Mapping[str, Any], problem: ErrorDetails, where: Callable[[str], str]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     path = _written_path(data, problem["loc"])
-    if kind == "extra_forbidden":
-        key, parent = str(path[-1]), problem["loc"][:-1]
+    if kind == "extra_forbidden":  # whose key may have the name of a tag
+        key, parent = str(problem["loc"][-1]), problem["loc"][:-1]
+        path = (*_written_path(data, parent), key)
         valid = sorted(_keys(cls, parent))
         hint = nearest(key, valid) or f"; expected one of {', '.join(valid)}"
         return f"{where(_dotted(path))}: unknown key '{shorten(key)}'{hint}"

@@ -9,7 +9,9 @@ from pydantic import Field
 
 from perfsim.spec.base import Spec
 
-OperatorKind = Literal["gemm", "moe", "prefill_attention", "decode_attention", "elementwise", "collective"]
+OperatorKind = Literal[
+    "gemm", "moe", "prefill_attention", "decode_attention", "elementwise", "collective", "network"
+]  # "collective": over links inside a node, "network": over what joins nodes
 KINDS: tuple[OperatorKind, ...] = get_args(OperatorKind)
 Latency = Literal["ttft", "tpot", "itl", "e2e"]
 

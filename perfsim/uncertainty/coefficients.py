@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from perfsim.spec.base import Spec
 from perfsim.spec.calibration import Calibration, DeviceEfficiency
+from perfsim.spec.curves import NETWORK
 from perfsim.spec.uncertainty import KINDS, OperatorKind
 
 # What a coefficient is, by the name of its field without the kind of operator; all others are shapes and stay.
@@ -60,9 +61,12 @@ def slower_device(device: DeviceEfficiency, kinds: Mapping[OperatorKind, float])
     changes["curves"] = _updated(
         device.curves,
         {
-            name: {key: _curve(curve, kinds[kind]) for key, curve in getattr(device.curves, name).items()}
+            name: {
+                key: _curve(curve, kinds.get("network" if key == NETWORK else kind, 1.0))
+                for key, curve in getattr(device.curves, name).items()
+            }
             for name, kind in KIND_OF_CURVES.items()
-            if kind in kinds and name in type(device.curves).model_fields
+            if name in type(device.curves).model_fields
         },
     )
     return _updated(device, changes)
@@ -70,7 +74,7 @@ def slower_device(device: DeviceEfficiency, kinds: Mapping[OperatorKind, float])
 
 def kind_of(field: str) -> OperatorKind | None:
     """The kind of operator whose time a field of `DeviceEfficiency` sets; None for one that is not a coefficient."""
-    if field.startswith(("network_", "in_switch_")):
+    if field.startswith("in_switch_"):
         return "collective"
     return next((kind for kind in KINDS if field.startswith(kind)), None)
 

@@ -80,16 +80,24 @@ def launches_eagerly(scenario: Scenario) -> bool:
     return any(policy.enforce_eager for policy in policies)
 
 
+def leaves_node(scenario: Scenario) -> bool:
+    """Whether any replica has more GPUs than its node, so that its ranks talk over the network."""
+    groups = scenario.deployment.groups
+    shapes = [(group.parallel or scenario.parallel, group.hardware or scenario.hardware) for group in groups]
+    return any(plan.gpus > node.accelerator_count for plan, node in shapes or [(scenario.parallel, scenario.hardware)])
+
+
 def factors_of(scenario: Scenario, reach: Reach) -> tuple[tuple[Factor, ...], tuple[str, ...]]:
     """(factors ordered by name, notes about work outside the calibrated range); no factors without spreads."""
     found: dict[str, Factor] = {}
     notes: dict[str, None] = {}
     eager = launches_eagerly(scenario)
+    kinds = [kind for kind in KINDS if kind != "network" or leaves_node(scenario)]
     for device, calibration in calibrations(scenario):
         spreads = calibration.uncertainty
         if spreads is None:
             continue
-        for factor in _of_device(device, calibration, spreads, reach, notes):
+        for factor in _of_device(device, calibration, spreads, reach, kinds, notes):
             found.setdefault(factor.name, factor)
         engine = f"{calibration.engine.name} {calibration.engine.version}"
         parts = [spreads.engine, *([spreads.engine_borrowed] if spreads.engine_borrowed else [])]
@@ -103,10 +111,15 @@ def factors_of(scenario: Scenario, reach: Reach) -> tuple[tuple[Factor, ...], tu
 
 
 def _of_device(
-    device: str, calibration: Calibration, spreads: Uncertainty, reach: Reach, notes: dict[str, None]
+    device: str,
+    calibration: Calibration,
+    spreads: Uncertainty,
+    reach: Reach,
+    kinds: Sequence[OperatorKind],
+    notes: dict[str, None],
 ) -> Iterator[Factor]:
     measured = calibration.device.curves.discrepancy
-    for kind in KINDS:
+    for kind in kinds:
         key = CURVES_OF_KIND.get(kind, kind)
         parts: list[Spread]
         if key in measured:  # on a device that borrows: of devices that were left out of the fit
