@@ -256,7 +256,6 @@ def compile_steps(
 
     tokens, queries = np.arange(max_num_batched_tokens + 1, dtype=np.float64), policy.queries
     logits = np.arange(min(max_num_seqs * queries, max_num_batched_tokens) + 1, dtype=np.float64)
-    sequences = logits[: max_num_seqs + 1]
     without = _shape(model, tokens=tokens)
     token_s = _total(work(without, "tokens"))
     # A step with a prompt may exchange its tokens by other kernels.
@@ -277,7 +276,7 @@ def compile_steps(
         linear_terms(unit(1.0, 1), unit(2.0, 1), "expansion", node, device),
         linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
         exposed, scheduler, engine.sequence_host, engine.token_host, hides,
-        _total(shared), _total(work(_shape(model, logits=sequences), "sequences")), queries,
+        _total(shared), _total(work(_shape(model, logits=logits[: max_num_seqs + 1]), "sequences")), queries,
         adapter_terms(each_token, each_adapter, node, device),
     )  # fmt: skip
 

@@ -70,13 +70,11 @@ def load_calibration(
         raise InputError(f"{path}: '{accelerator}' borrows from '{owner}', which has no coefficients")
     measured = (path.parent / FOLDER / f"{accelerator}.yaml").is_file()
     source = accelerator if measured else owner
-    profile = validated(
-        EngineProfile,
-        # The engine's own name, so that a saved scenario asks for it again.
-        {**content.engines[name].model_dump(), **(alias.values if alias else {}), "name": engine}, where=str(path),
-    )  # fmt: skip
+    # The engine's own name, so that a saved scenario asks for it again.
+    values = {**content.engines[name].model_dump(), **(alias.values if alias else {}), "name": engine}
     if (launch := launch_host(path.parent, accelerator=accelerator)) is not None:
-        profile = profile.model_copy(update={"launch_host": launch})
+        values["launch_host"] = launch
+    profile = validated(EngineProfile, values, where=str(path))
     fitted = fitted_overheads(path.parent, profile, engine=engine)
     curves = load_operators(
         path.parent, device=source, engine=engine, borrowed=source != accelerator, version=version
