@@ -318,6 +318,17 @@ def test_between_nodes_the_spread_is_that_of_the_network() -> None:
     assert network > 3 * across["h100-80gb-sxm collective"]
 
 
+def test_bands_between_nodes_are_as_wide_as_what_is_known_of_the_network() -> None:
+    asked = scenario(20, rate=0.3, model="llama-3.1-70b-instruct", hardware="dgx-h100-superpod")
+    asked = asked.replace(**{"parallel.tp": 16})
+    curves = asked.calibration.device.curves.model_copy(update={"discrepancy": dict.fromkeys(KINDS, 0.05)})
+    device = asked.calibration.device.model_copy(update={"curves": curves})
+    known = asked.model_copy(update={"calibration": asked.calibration.model_copy(update={"device": device})})
+    unknown = quantify(simulate(asked), asked)
+    assert "h100-80gb-sxm network" in unknown.provenance["uncertainty"]["factors"]
+    assert log_width(unknown, "tpot.mean") > 1.2 * log_width(quantify(simulate(known), known), "tpot.mean")
+
+
 def test_work_outside_the_range_widens_and_says_so() -> None:
     asked = scenario()
     near, quiet = factors_of(asked, NEAR)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsim.spec.curves import NETWORK
 from perfsim.uncertainty.factors import (
     DEPLOYMENT,
     HOST,
@@ -98,7 +99,8 @@ def with_bands(
 def spread_of_time(scenario: Scenario, result: Result) -> float:
     """The standard deviation of the logarithm of the busy time, to first order and without a run; 0 without spreads.
 
-    All times of a closed loop follow it. Neglected: rates that cannot exceed the datasheet's.
+    All times of a closed loop follow it. Neglected: rates that cannot exceed the datasheet's, and that a collective
+    over several nodes is not both inside and between them all the time, as `shares` has it.
     """
     known, _ = factors_of(scenario, reach_of(scenario, result))
     factors = relevant(known, result, scenario)
@@ -124,7 +126,8 @@ def _noted(result: Result, said: Any) -> Result:
 def shares(factors: Sequence[Factor], result: Result) -> dict[str, float]:
     """How much of the busy time follows each factor, by name: d ln(time) / d ln(factor).
 
-    A closed form has no breakdown: all factors count alike.
+    A closed form has no breakdown: all factors count alike. What a collective over several nodes spends inside them is
+    not told apart from what it spends between: all of it counts for both, an upper bound that reruns correct.
     """
     spent: dict[str, float] = {}
     for component, seconds in result.breakdown.items():
@@ -133,6 +136,7 @@ def shares(factors: Sequence[Factor], result: Result) -> dict[str, float]:
         part = PART_OF_HOST.get(component) or KIND_OF_COMPONENT.get(component, "gemm")
         spent[part] = spent.get(part, 0.0) + seconds
     busy = sum(spent.values())
+    spent[NETWORK] = spent.get("collective", 0.0)
     return {
         factor.name: 1.0 if not busy or factor.part == DEPLOYMENT else spent.get(factor.part, 0.0) / busy
         for factor in factors
