@@ -168,7 +168,7 @@ def test_the_compiled_form_equals_the_explained_one(backend, tokens, prompt) -> 
         max_num_seqs=64, async_scheduling=False, policy=policy,
     )  # fmt: skip
     pairs = (prompt * 500,)
-    gpu = steps.gpu_seconds(tokens, 8, 8, (4096,), prompt, pairs, (prompt,)) + steps.group_s[8 * tokens]
+    gpu = steps.on_gpu().step_seconds(tokens, 8, 8, (4096,), prompt, pairs, (prompt,)) + steps.group_s[8 * tokens]
     explained = step_estimate(
         step(float(tokens), float(prompt)), model=MODEL, node=node, tp=1, dp=8, ep=8, calibration=CALIBRATION,
         async_scheduling=False, policy=policy,

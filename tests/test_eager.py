@@ -117,7 +117,7 @@ def test_a_run_of_steps_is_its_steps(ahead: bool, factor: float) -> None:
     probe = compile_steps(model=model, node=node, tp=1, calibration=calibration, max_num_batched_tokens=512,
                           max_num_seqs=64, async_scheduling=ahead)  # fmt: skip
     context = 64 * 2000
-    gpu = probe.gpu_seconds(64, 64, 64, (context,), 0, (0,), (0,))
+    gpu = probe.on_gpu().step_seconds(64, 64, 64, (context,), 0, (0,), (0,))
     count = kernels_launched(model, calibration.engine, tp=1, policy=EAGER)
     engine = calibration.engine.model_copy(update={"launch_host": factor * 1.02 * gpu / count, "schedule_host": 0.0})
     steps = compile_steps(

@@ -103,7 +103,7 @@ def test_the_longest_of_a_batch_is_that_of_its_sequences(seed: int) -> None:
             running.append(request)
         if running:
             batch.advance(int(draw.integers(0, 30)))
-        assert batch.longest() == max((batch.computed(request) + 1 for request in running), default=0)
+        assert batch.longest == max((batch.computed(request) + 1 for request in running), default=0)
 
 
 RATES = st.floats(1e-12, 1e-3)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import perfsim
-from perfsim.cost.step_model import DecodeRun
+from perfsim.cost.step_model import PlainRun
 from perfsim.serving.check import BookkeepingError, Ledger, check_conservation
 from perfsim.serving.engine import Engine, EngineConfig
 from perfsim.serving.kv_cache import Run
@@ -33,10 +33,10 @@ class FlatSteps:
     def step_seconds(self, tokens: int, *rest: Any) -> float:
         return self.fixed + self.per_token * tokens
 
-    def decode_run(
+    def plain_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int, *rest: Any
-    ) -> DecodeRun:
-        return DecodeRun(limit, self.fixed + self.per_token * decodes, 0.0)
+    ) -> PlainRun:
+        return limit, self.fixed + self.per_token * decodes, 0.0
 
 
 @dataclass

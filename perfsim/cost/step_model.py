@@ -3,7 +3,7 @@
 A step's time splits by what drives it. Whatever follows the number of new tokens or of sampled sequences is tabulated
 once with the array formulas; attention follows a few sums over the batch and is evaluated in closed form. During a run
 of decode steps with a fixed batch only the attended context grows, linearly, and decode attention is piecewise linear
-in it, so the step time is piecewise affine in the step index and `decode_run` can say how far one piece reaches.
+in it, so the step time is piecewise affine in the step index and `plain_run` can say how far one piece reaches.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -54,7 +53,7 @@ class DecodeRun(NamedTuple):
     slope_s: float
 
 
-_decode_run = partial(tuple.__new__, DecodeRun)  # twice as fast as calling the class, whose own `__new__` is in Python
+PlainRun = tuple[int, float, float]  # a DecodeRun without names, which is made and taken apart twice as fast
 
 
 class StepModel(Protocol):
@@ -71,10 +70,10 @@ class StepModel(Protocol):
     ) -> float:  # fmt: skip
         """Duration of one step."""
 
-    def decode_run(
+    def plain_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
         lora: tuple[int, int] = NO_LORA, longest: int = 0,
-    ) -> DecodeRun:  # fmt: skip
+    ) -> PlainRun:  # fmt: skip
         """The longest affine run of at most `limit` decode-only steps; `context` grows by `growth` per step."""
 
 
@@ -82,21 +81,22 @@ class StepModel(Protocol):
 class CompiledSteps:
     """A StepModel of tables and coefficients; see `compile_steps`.
 
-    `prompt_s` is `token_s` of steps with prompts, which some exchanges of experts tell apart.
+    `prompt_s` is `token_s` of steps with prompts, which some exchanges of experts tell apart. `host_s` are seconds of
+    the scheduler by tokens, `exposed_s` those of the host that the GPU waits for by logits, and `decode_s` by number of
+    decodes what a step of them takes besides attention and states: on the GPU, `host_s` and `exposed_s`.
     """
 
     token_s: list[float]
     prompt_s: list[float]
     logit_s: list[float]
+    decode_s: list[tuple[float, float, float]]
     decode: tuple[DecodeTerm, ...]
     prefill: tuple[PrefillTerm, ...]
     expansion: tuple[LinearTerm, ...]
     decode_state: tuple[LinearTerm, ...]
     prefill_state: tuple[LinearTerm, ...]
-    exposed: float
-    schedule: float
-    per_sequence: float
-    per_token: float
+    host_s: list[float]
+    exposed_s: list[float]
     async_scheduling: bool
     group_s: list[float]
     sequence_s: list[float]
@@ -108,52 +108,47 @@ class CompiledSteps:
         prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
         longest: tuple[int, int] = EQUAL,
     ) -> float:  # fmt: skip
-        gpu = self.gpu_seconds(tokens, logits, decodes, context, prefill_tokens, pairs, prefill_context, lora, longest)
-        host, exposed = self.schedule + self.per_token * tokens, self.exposed + self.per_sequence * logits
-        if self.async_scheduling:
-            return exposed + (gpu if gpu > host else host)
-        return exposed + (gpu + host)
-
-    def gpu_seconds(
-        self, tokens: int, logits: int, decodes: int, context: tuple[int, ...],
-        prefill_tokens: int, pairs: tuple[int, ...], prefill_context: tuple[int, ...], lora: tuple[int, int] = NO_LORA,
-        longest: tuple[int, int] = EQUAL,
-    ) -> float:  # fmt: skip
-        """Seconds of one step on the GPU, without what data-parallel ranks do together."""
         gpu = (self.prompt_s if prefill_tokens else self.token_s)[tokens]
         gpu += self.logit_s[logits + tokens - decodes - prefill_tokens]
         if self.sequence_s:
             gpu += self.sequence_s[logits]
         chunks = logits - decodes if logits > decodes else 1
+        of_decode, of_prompt = longest
         if decodes:
             for term in self.decode:
-                curve = term.curves[decodes]
-                attended = context[term.span] if term.span >= 0 else blend(term.mix, context)
-                mean = attended / decodes
-                piece = bisect_right(curve.x, mean) - 1  # `locate` without a call, as in `gpu_run`
-                value = curve.y[piece] + curve.slopes[piece] * (mean - curve.x[piece])
-                alone = term.count * (term.launch + decodes * value)
-                alone += term.ramp_s if attended >= term.full else term.count * term.ramp.locate(attended)[0]
-                if longest[0] > mean:
-                    waits = term.wait + term.last if decodes >= term.unsplit else term.wait
-                    alone += waits * (longest[0] - mean)
+                size, x, y, slopes, wait = term.curves[decodes]
+                count, span = term.count, term.span
+                attended = context[span] if span >= 0 else blend(term.mix, context)
+                mean = attended / size
+                piece = bisect_right(x, mean) - 1  # `locate` without a call, as in `plain_run`
+                alone = count * (term.launch + size * (y[piece] + slopes[piece] * (mean - x[piece])))
+                alone += term.ramp_s if attended >= term.full else count * term.ramp.locate(attended)[0]
+                if of_decode > mean:
+                    alone += wait * (of_decode - mean)
                 if prefill_tokens:
-                    alone = term.beside(
-                        alone, decodes, attended, prefill_tokens, pairs, prefill_context, chunks, longest
-                    )
+                    alone = term.beside(alone, size, attended, prefill_tokens, pairs, prefill_context, chunks, longest)
                 gpu += alone
             for state in self.decode_state:
                 gpu += state.seconds(decodes)
         if prefill_tokens:
             for chunk in self.prefill:
-                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context, chunks, longest[1])
+                gpu += chunk.seconds(prefill_tokens, pairs, prefill_context, chunks, of_prompt)
             for state in self.prefill_state:
                 gpu += state.seconds(prefill_tokens)
         if lora[1]:
             gpu += self.adapter_seconds(lora)
         for expansion in self.expansion:
             gpu += expansion.seconds(blend(expansion.mix, prefill_context) + decodes * self.queries)
-        return gpu
+        host = self.host_s[tokens]
+        if self.async_scheduling:
+            return self.exposed_s[logits] + (gpu if gpu > host else host)
+        return self.exposed_s[logits] + (gpu + host)
+
+    def on_gpu(self) -> CompiledSteps:
+        """The same for a host that takes no time."""
+        idle, unexposed = [0.0] * len(self.host_s), [0.0] * len(self.exposed_s)
+        decode_s = [(gpu, 0.0, 0.0) for gpu, _, _ in self.decode_s]
+        return replace(self, host_s=idle, exposed_s=unexposed, decode_s=decode_s, async_scheduling=True)
 
     def adapter_seconds(self, lora: tuple[int, int]) -> float:
         """Seconds of the kernels of `lora`: (tokens with an adapter, distinct adapters)."""
@@ -161,29 +156,25 @@ class CompiledSteps:
 
     def host_seconds(self, tokens: int) -> float:
         """Seconds of the scheduler for one step."""
-        return self.schedule + self.per_token * tokens
+        return self.host_s[tokens]
 
     def exposed_seconds(self, logits: int) -> float:
         """Seconds of the host that the GPU waits for in one step."""
-        return self.exposed + self.per_sequence * logits
+        return self.exposed_s[logits]
 
     def decode_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
         lora: tuple[int, int] = NO_LORA, longest: int = 0,
     ) -> DecodeRun:  # fmt: skip
-        limit, gpu, slope_s = self.gpu_run(decodes, context, growth, limit, longest)
-        if lora[1]:
-            gpu += self.adapter_seconds(lora)
-        host, exposed = self.schedule + self.per_token * decodes, self.exposed + self.per_sequence * decodes
-        if self.async_scheduling and gpu >= host:  # the usual case of `behind_host`
-            return _decode_run((limit, exposed + gpu, slope_s))
-        return self.behind_host(limit, gpu, slope_s, host, exposed)
+        """`plain_run` with names."""
+        return DecodeRun(*self.plain_run(decodes, context, growth, limit, lora, longest))
 
-    def gpu_run(
-        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int, longest: int = 0
-    ) -> tuple[int, float, float]:  # fmt: skip
-        """`decode_run` on the GPU, without what data-parallel ranks do together."""
-        gpu, slope_s = self.token_s[decodes] + self.logit_s[decodes], 0.0
+    def plain_run(
+        self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int,
+        lora: tuple[int, int] = NO_LORA, longest: int = 0,
+    ) -> PlainRun:  # fmt: skip
+        gpu, host, exposed = self.decode_s[decodes]
+        slope_s = 0.0
         attended: float
         grows: float
         for term in self.decode:
@@ -192,28 +183,34 @@ class CompiledSteps:
                 attended, grows = context[span], growth[span]
             else:
                 attended, grows = blend(term.mix, context), blend(term.mix, growth)
-            curve, mean = term.curves[decodes], attended / decodes
-            piece = bisect_right(curve.x, mean) - 1
-            slope = curve.slopes[piece]
-            gpu += count * (term.launch + decodes * (curve.y[piece] + slope * (mean - curve.x[piece])))
+            size, x, y, slopes, wait = term.curves[decodes]
+            mean = attended / size
+            after = bisect_right(x, mean)
+            piece = after - 1
+            slope = slopes[piece]
+            gpu += count * (term.launch + size * (y[piece] + slope * (mean - x[piece])))
             slope_s += count * slope * grows
             if longest > mean:  # both grow by one per step
-                gpu += (term.wait + term.last if decodes >= term.unsplit else term.wait) * (longest - mean)
-            left = curve.x[piece + 1] * decodes - attended
+                gpu += wait * (longest - mean)
+            left = x[after] * size - attended
             if attended >= term.full:
                 gpu += term.ramp_s
             else:
-                value, slope, after = term.ramp.locate(attended)
+                value, slope, knot = term.ramp.locate(attended)
                 gpu += count * value
                 slope_s += count * slope * grows
-                left = min(left, after - attended)
+                left = min(left, knot - attended)
             if left < grows * limit:
                 limit = max(1, int(left / grows) + 1)
         for state in self.decode_state:
             gpu += state.seconds(decodes)
         for expansion in self.expansion:
             gpu += expansion.seconds(decodes)
-        return limit, gpu, slope_s
+        if lora[1]:
+            gpu += self.adapter_seconds(lora)
+        if self.async_scheduling and gpu >= host:  # the usual case of `behind_host`
+            return limit, exposed + gpu, slope_s
+        return self.behind_host(limit, gpu, slope_s, host, exposed)
 
     def behind_host(self, limit: int, gpu: float, slope_s: float, host: float, exposed: float) -> DecodeRun:
         """A run on the GPU with the scheduler's time: hidden behind it under async scheduling, in front of it else.
@@ -257,7 +254,7 @@ def compile_steps(
     tokens, queries = np.arange(max_num_batched_tokens + 1, dtype=np.float64), policy.queries
     logits = np.arange(min(max_num_seqs * queries, max_num_batched_tokens) + 1, dtype=np.float64)
     without = _shape(model, tokens=tokens)
-    token_s = _total(work(without, "tokens"))
+    token_s, logit_s = _total(work(without, "tokens")), _total(work(_shape(model, logits=logits), "logits"))
     # A step with a prompt may exchange its tokens by other kernels.
     prompt_s = _total(work(replace(without, prefill_tokens=1.0), "tokens")) if backend == "deepep_auto" else token_s
     together = np.arange(dp * max_num_batched_tokens + 1 if dp > 1 else 0, dtype=np.float64)
@@ -267,18 +264,26 @@ def compile_steps(
         return [item for item in lowered(_unit(model, units, queries)) if isinstance(item, Op)]
 
     one, two = unit(1.0, queries), unit(2.0, queries)
-    each_token, each_adapter = _adapters(model, policy, tp, tokens=1.0), _adapters(model, policy, tp, adapters=1.0)
     launch = launch_seconds(model, engine, tp=tp, dp=dp, ep=ep, pp=pp, policy=policy) / pp  # a stage launches its own
     exposed, scheduler, hides = host_terms(engine, launch=launch, asynchronous=async_scheduling)
+    host_s, exposed_s = scheduler + engine.token_host * tokens, exposed + engine.sequence_host * logits
     return CompiledSteps(
-        token_s, prompt_s, _total(work(_shape(model, logits=logits), "logits")),
+        token_s, prompt_s, logit_s, _of_decodes(token_s, logit_s, host_s.tolist(), exposed_s.tolist()),
         decode_terms(one, node, device), prefill_terms(one, node, device),
         linear_terms(unit(1.0, 1), unit(2.0, 1), "expansion", node, device),
         linear_terms(one, two, "decodes", node, device), linear_terms(one, two, "prefill", node, device),
-        exposed, scheduler, engine.sequence_host, engine.token_host, hides,
+        host_s.tolist(), exposed_s.tolist(), hides,
         _total(shared), _total(work(_shape(model, logits=logits[: max_num_seqs + 1]), "sequences")), queries,
-        adapter_terms(each_token, each_adapter, node, device),
+        adapter_terms(_adapters(model, policy, tp, tokens=1), _adapters(model, policy, tp, adapters=1), node, device),
     )  # fmt: skip
+
+
+def _of_decodes(
+    token_s: list[float], logit_s: list[float], host_s: list[float], exposed_s: list[float]
+) -> list[tuple[float, float, float]]:
+    """`CompiledSteps.decode_s`: every decode brings a token and is sampled."""
+    rows = zip(token_s, logit_s, host_s, exposed_s, strict=False)  # as many as all have
+    return [(token + logit, host, exposed) for token, logit, host, exposed in rows]
 
 
 def _total(seconds: Sequence[Num]) -> list[float]:

@@ -20,7 +20,7 @@ from perfsim.cost.curves import (
 )
 from perfsim.cost.decode import DecodeTimes
 from perfsim.cost.device import peak_flops
-from perfsim.cost.mixed import PlainBeside, PlainPrompts, mixed_kernel, plain_beside, plain_prompts
+from perfsim.cost.mixed import MixedKernel, PlainBeside, PlainPrompts, mixed_kernel, plain_beside, plain_prompts
 from perfsim.cost.piecewise import PiecewiseLinear
 from perfsim.cost.products import Product, blended, gemm_row, product_of
 from perfsim.cost.roofline import coefficients, decode_attention_curve
@@ -32,20 +32,31 @@ Mix = tuple[tuple[int, float], ...]
 NO_RAMP = PiecewiseLinear([0.0], [0.0], final_slope=0.0)
 
 
-class Curves(dict[int, PiecewiseLinear]):
+# (the number of sequences, floating; knots, values and slopes of a PiecewiseLinear; seconds per entry of the longest
+# sequence beyond the mean). CPython multiplies two floats faster than a float and an integer.
+Pieces = tuple[float, list[float], list[float], list[float], float]
+
+
+class Curves(dict[int, Pieces]):
     """Seconds per sequence over its mean entries, by the number of sequences; each is made when first asked for.
 
-    `wait` are those per entry of the longest sequence beyond the mean.
+    All of them wait `wait` seconds for each entry that the longest has beyond the mean, and `last` more from `unsplit`
+    sequences on.
     """
 
-    __slots__ = ("_make", "wait")
+    __slots__ = ("_last", "_make", "_unsplit", "_wait")
 
-    def __init__(self, make: Callable[[int], PiecewiseLinear], wait: float) -> None:
+    def __init__(
+        self, make: Callable[[int], PiecewiseLinear], *, wait: float = 0.0, last: float = 0.0, unsplit: float = 0.0
+    ) -> None:
         super().__init__()
-        self._make, self.wait = make, wait
+        self._make, self._wait, self._last, self._unsplit = make, wait, last, unsplit
 
-    def __missing__(self, decodes: int) -> PiecewiseLinear:
-        found = self[decodes] = self._make(decodes)
+    def __missing__(self, decodes: int) -> Pieces:
+        curve, wait = self._make(decodes), self._wait
+        if decodes >= self._unsplit:
+            wait += self._last
+        found = self[decodes] = (float(decodes), curve.x, curve.y, curve.slopes, wait)
         return found
 
 
@@ -56,13 +67,12 @@ class DecodeTerm:
     `span` is the only one where an entry per token of one span is attended, else -1: most models need no blending.
     `curves` are per sequence over its mean entries, `ramp` (see `curves.decode_ramp`) over all entries together, and
     from `full` entries on it is `ramp_s` seconds in all of the layers; without a ramp that is from none. Beside prompt
-    chunks `mixed` replaces all of it, where there is one. Sequences wait `wait` seconds for each entry that the longest
-    of them has beyond the mean, and `last` from `unsplit` of them on.
+    chunks `mixed` replaces all of it, where there is one.
     """
 
     mix: Mix
     span: int
-    count: int
+    count: float
     launch: float
     curves: Curves
     ramp: PiecewiseLinear
@@ -70,12 +80,9 @@ class DecodeTerm:
     ramp_s: float
     mixed: PlainBeside | None
     limit: float
-    wait: float
-    last: float
-    unsplit: float
 
     def beside(
-        self, alone: float, decodes: int, attended: float, tokens: int, pairs: tuple[int, ...],
+        self, alone: float, decodes: float, attended: float, tokens: int, pairs: tuple[int, ...],
         entries: tuple[int, ...], chunks: int, longest: tuple[int, int],
     ) -> float:  # fmt: skip
         """Seconds that decodes add to `chunks` prompt chunks, in place of the seconds that they take `alone`."""
@@ -107,7 +114,7 @@ class PrefillTerm:
 
     mix: Mix
     span: int
-    count: int
+    count: float
     launch: float
     compute: float
     per_pair: float
@@ -125,17 +132,18 @@ class PrefillTerm:
     ) -> float:
         attended: float
         read: float
-        if self.span >= 0:
-            attended, read = pairs[self.span], entries[self.span]
+        span, limit = self.span, self.limit
+        if span >= 0:
+            attended, read = pairs[span], entries[span]
         else:
             attended, read = blend(self.mix, pairs), blend(self.mix, entries)
         moved = self.per_pair * attended + self.per_entry * read + self.per_token * tokens
-        context = (longest if longest < self.limit else self.limit) or read / chunks
+        context = (longest if longest < limit else limit) or read / chunks
         if self.mixed is not None:
             return self.count * (self.launch + moved + self.mixed(tokens, attended, context))
         if self.fitted:
             busy = self.compute * attended + self.per_row * tokens
-            if self.limit == inf:
+            if limit == inf:
                 busy = float(blended(busy, self.critical * context, ABREAST))
             else:
                 busy += self.compute * min(self.cut * tokens, attended)
@@ -219,25 +227,29 @@ def decode_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[D
         if op.kind == "decode_attention":
             key = (op.mix, op.entry_bytes, op.pair_flops, op.sequence_read_bytes, op.sequence_write_bytes, op.dtype,
                    op.heads, float(op.tiles), op.format)  # fmt: skip
-            count = op.count + (found[key].count if key in found else 0)
-            curves, fitted = _decode_curves(op, node.accelerator, device), decode_curve(op, device)
+            count = float(op.count + (found[key].count if key in found else 0))
+            fitted, mixed = decode_curve(op, device), mixed_kernel(op, device, node.accelerator)
             ramp = NO_RAMP if fitted is None else decode_ramp(op, fitted) or NO_RAMP
-            mixed = mixed_kernel(op, device, node.accelerator)
+            curves = _decode_curves(op, count, mixed, node.accelerator, device)
             found[key] = DecodeTerm(
                 op.mix, _only_span(op.mix), count, coefficients(op, device)[0], curves, ramp, ramp.last,
-                count * ramp.y[-1], None if mixed is None else plain_beside(mixed), op.limit, count * curves.wait,
-                0.0 if mixed is None else count * mixed.last, 0.0 if mixed is None else mixed.unsplit,
+                count * ramp.y[-1], None if mixed is None else plain_beside(mixed), op.limit,
             )  # fmt: skip
     return tuple(found.values())
 
 
-def _decode_curves(op: Op, chip: Accelerator, device: DeviceEfficiency) -> Curves:
+def _decode_curves(
+    op: Op, count: float, mixed: MixedKernel | None, chip: Accelerator, device: DeviceEfficiency
+) -> Curves:
+    """Curves of one layer, waits of all `count` of them."""
     fitted = decode_curve(op, device)
-    if fitted is not None:
-        times = DecodeTimes(op, fitted, device, chip)
-        return Curves(times.curve, times.wait)
-    same = decode_attention_curve(op, chip, device)
-    return Curves(lambda decodes: same, 0.0)
+    if fitted is None:
+        same = decode_attention_curve(op, chip, device)
+        return Curves(lambda decodes: same)
+    times = DecodeTimes(op, fitted, device, chip)
+    if mixed is None:
+        return Curves(times.curve, wait=count * times.wait)
+    return Curves(times.curve, wait=count * times.wait, last=count * mixed.last, unsplit=mixed.unsplit)
 
 
 def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[PrefillTerm, ...]:
@@ -256,9 +268,9 @@ def prefill_terms(ops: list[Op], node: Node, device: DeviceEfficiency) -> tuple[
             moved, written = bandwidth * memory.read_bandwidth, bandwidth * memory.write_bandwidth
             per_token = op.sequence_read_bytes / moved + op.sequence_write_bytes / written
             term = PrefillTerm(
-                op.mix, _only_span(op.mix), op.count, launch, per_pair, op.pair_bytes / moved, op.entry_bytes / moved,
-                per_token, critical, per_row, cut, curve is not None, None if kernel is None else plain_prompts(kernel),
-                op.limit,
+                op.mix, _only_span(op.mix), float(op.count), launch, per_pair, op.pair_bytes / moved,
+                op.entry_bytes / moved, per_token, critical, per_row, cut, curve is not None,
+                None if kernel is None else plain_prompts(kernel), op.limit,
             )  # fmt: skip
             key = (replace(term, count=0, mixed=None), kernel)  # two functions are never equal
             found[key] = replace(term, count=op.count + (found[key].count if key in found else 0))

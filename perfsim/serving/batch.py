@@ -16,21 +16,21 @@ class DecodeBatch:
     """Everything a run of decode steps depends on; `step` counts the engine's steps and is the clock of all of it.
 
     `tokens` are computed in step `step`, one for each of the `size` sequences, and `context` is the number of tokens
-    attended in it. A sequence with n
-    computed tokens takes a new block in a step where n is a multiple of the block size: `block_phase[s % block_size]`
-    counts the sequences that do so in step s.
+    attended in it, `longest` that of the longest of them (0: there is none), which stays it because all grow alike.
+    A sequence with n computed tokens takes a new block in a step where n is a multiple of the block size:
+    `block_phase[s % block_size]` counts the sequences that do so in step s.
     """
 
     accepted = 0  # draft tokens that the next step turns into output: there are none
 
-    __slots__ = ("adapters", "block_phase", "block_size", "completions", "context", "size", "step", "tokens",
-                 "windows", "window_sums", "_by_base")  # fmt: skip
+    __slots__ = ("adapters", "block_phase", "block_size", "completions", "context", "longest", "size", "step",
+                 "tokens", "windows", "window_sums", "_by_base")  # fmt: skip
 
     def __init__(self, *, block_size: int, windows: tuple[Span, ...]) -> None:
         self.step = 0
         self.size = 0
         self.tokens = 0
-        self.context = 0
+        self.context = self.longest = 0
         self.block_size = block_size
         self.block_phase = [0] * block_size
         self.completions: list[tuple[int, int, int, Request]] = []  # (last step, admission, stint, request)
@@ -50,7 +50,9 @@ class DecodeBatch:
         self.tokens += 1
         if request.adapter >= 0:
             self.adapters.join(request.adapter)
-        self.context += request.computed + 1
+        attends = request.computed + 1
+        self.context += attends
+        self.longest = attends if attends > self.longest else self.longest
         self.block_phase[-request.base % self.block_size] += 1
         heappush(self.completions, (request.finish_step, request.order, request.stint, request))
         heappush(self._by_base, (-request.base, request.order, request.stint, request))
@@ -70,22 +72,16 @@ class DecodeBatch:
         self.tokens -= 1
         if request.adapter >= 0:
             self.adapters.leave(request.adapter)
-        self.context -= request.computed + 1
+        attends = request.computed + 1
+        self.context -= attends
+        if attends == self.longest:
+            self.longest = self._next_longest()
         self.block_phase[-request.base % self.block_size] -= 1
         for window in self.window_sums:
             window.leave(request, step)
 
-    def pop_completed(self) -> Request | None:
-        """A sequence whose last token came out of the step before `step`; None when there is no more."""
-        completions, last = self.completions, self.step - 1
-        while completions and completions[0][0] <= last:
-            _, _, stint, request = heappop(completions)
-            if request.decoding and request.stint == stint:
-                return request
-        return None
-
-    def longest(self) -> int:
-        """The longest context attended in step `step`: all grow alike, so the first among them stays it."""
+    def _next_longest(self) -> int:
+        """The longest context attended in step `step`, once the longest sequence has left."""
         entries = self._by_base
         while entries:
             base, _, stint, request = entries[0]
@@ -156,6 +152,9 @@ class DecodeBatch:
     def advance(self, count: int) -> None:
         """`count` steps have run."""
         self.step += count
-        self.context += count * self.size
+        size = self.size
+        if size:
+            self.context += count * size
+            self.longest += count
         for window in self.window_sums:
             window.advance(count, self.step)

@@ -95,13 +95,17 @@ class ClosedLoop:
 
 def requests_of(chunk: RequestChunk, *, first_index: int, ingress: float, block_size: int) -> Iterator[Request]:
     """The requests of one chunk as the engine's own objects, what their prompts share cut into engine blocks."""
-    arrivals, prompts, outputs = chunk.arrival_s.tolist(), chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist()
+    arrivals, queued = chunk.arrival_s.tolist(), (chunk.arrival_s + ingress).tolist()
+    prompts, outputs = chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist()
     priorities = chunk.priority.tolist() if chunk.priority is not None else None
     sessions = chunk.session_id.tolist() if chunk.session_id is not None else None
     adapters = chunk.adapter.tolist() if chunk.adapter is not None else None
     shares = _shares(chunk, prompts, block_size)
-    for offset, arrival in enumerate(arrivals):
-        request = Request(first_index + offset, arrival, arrival + ingress, prompts[offset], outputs[offset])
+    requests = map(Request, range(first_index, first_index + len(arrivals)), arrivals, queued, prompts, outputs)
+    if priorities is sessions is adapters is shares is None:
+        yield from requests
+        return
+    for offset, request in enumerate(requests):
         if priorities is not None:
             request.priority = priorities[offset]
         if sessions is not None:

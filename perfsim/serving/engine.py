@@ -12,6 +12,7 @@ and schedules again with everything in sight, as vLLM does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop
 
 from perfsim.cost.step_model import NO_LORA, StepModel
 from perfsim.ops.step import FULL, Span, prefill_sums
@@ -24,16 +25,14 @@ from perfsim.serving.recorder import Recorder
 from perfsim.serving.request import Request
 from perfsim.serving.running import schedule_running
 from perfsim.serving.speculative_batch import SpeculativeBatch
-from perfsim.serving.work import Extras, Work
-
-_NO_LIMIT = 1 << 62
+from perfsim.serving.work import Extras, Sums, Work
 
 
 class Engine(EngineFront):
     """A replica: `submit` requests in time order, `advance` to a time, `drain` at the end."""
 
     __slots__ = (
-        "admissions", "batch", "blocked", "emitting", "ended", "late", "prefilling", "rejoining", "running",
+        "admissions", "batch", "blocked", "emitting", "ended", "late", "plain", "prefilling", "rejoining", "running",
         "special", "stalled", "zeros",
     )  # fmt: skip
 
@@ -50,18 +49,22 @@ class Engine(EngineFront):
         self.rejoining: list[Request] = []  # those of them that are not in the batch now
         self.late: list[Request] = []  # decodes that got none from the step before
         self.ended: list[Request] = []  # finished, blocks and slot not yet given back
-        self.batch = self._new_batch()
+        self._empty_batch()
         self.blocked = False  # the head of the queue cannot be admitted before something is freed
         self.admissions = 0
         self.special = self.acceptance is not None or self.slots is not None or self.warm_up.compiles
 
-    def _new_batch(self) -> DecodeBatch | SpeculativeBatch:
-        config = self.config
+    def _empty_batch(self) -> None:
+        config, windows = self.config, self.windows
+        self.batch: DecodeBatch | SpeculativeBatch
+        self.plain: DecodeBatch | None = None  # the batch, where only the unlimited span is attended
         if self.acceptance is None:
-            return DecodeBatch(block_size=config.block_size, windows=self.windows)
-        return SpeculativeBatch(
-            block_size=config.block_size, windows=self.windows, acceptance=self.acceptance, lookahead=config.lookahead
-        )
+            self.batch = batch = DecodeBatch(block_size=config.block_size, windows=windows)
+            self.plain = batch if windows == (FULL,) else None
+        else:
+            self.batch = SpeculativeBatch(
+                block_size=config.block_size, windows=windows, acceptance=self.acceptance, lookahead=config.lookahead
+            )
 
     def fail(self, at: float) -> list[Request]:
         """Lose everything at the end of the step in flight at `at`; the requests that were here, as if unseen.
@@ -85,7 +88,7 @@ class Engine(EngineFront):
             running.append((request, self.now if token_now else request.last_token))
         lost = self.abandon(running)
         self.running, self.prefilling, self.stalled, self.late, self.ended = {}, [], [], [], []
-        self.batch = self._new_batch()
+        self._empty_batch()
         self.blocked = False
         return lost
 
@@ -99,8 +102,9 @@ class Engine(EngineFront):
                 (work.longest, work.longest_prompt),
             )  # fmt: skip
         else:
-            run = self.steps.decode_run(work.tokens, work.context, work.growth, work.count, lora, work.longest)
-            work.count, work.first, work.slope = run
+            work.count, work.first, work.slope = self.steps.plain_run(
+                work.tokens, work.context, work.growth, work.count, lora, work.longest
+            )
         if extras is not None:
             work.first += extras.load
 
@@ -110,15 +114,15 @@ class Engine(EngineFront):
         """Apply what the steps that end now have produced."""
         if self.work is not None:
             self._close(self.work)
-        now, batch = self.now, self.batch
         if self.late or self.stalled:
-            for request in self.late:
-                self.recorder.gap(now - request.last_token)
-            self.late, self.stalled = self.stalled, []
+            self._late_gaps()
+        now, batch = self.now, self.batch
         completions, step = batch.completions, batch.step
-        while completions and completions[0][0] < step and (completed := batch.pop_completed()) is not None:
-            batch.leave(completed)
-            self._finish(completed)
+        while completions and completions[0][0] < step:
+            _, _, stint, request = heappop(completions)
+            if request.decoding and request.stint == stint:
+                batch.leave(request)
+                self._finish(request)
         if not self.emitting:
             return
         for request in self.emitting:
@@ -137,6 +141,11 @@ class Engine(EngineFront):
             else:
                 batch.join(request)
         self.emitting = []
+
+    def _late_gaps(self) -> None:
+        for request in self.late:
+            self.recorder.gap(self.now - request.last_token)
+        self.late, self.stalled = self.stalled, []
 
     def plan(self) -> Work | None:
         """Choose the next step, or run of equal steps, still without times; None when there is nothing to run."""
@@ -206,7 +215,7 @@ class Engine(EngineFront):
         if batch.size and not self.prefilling and (self.blocked or not (self.waiting or self.loaded)):
             need = batch.new_blocks()
             if need <= kv.free and batch.tokens <= self.config.max_num_batched_tokens:
-                return self._decode_work(need, limit=1 if self.late else _NO_LIMIT)
+                return self._decode_work(need)
         chunks, stalled, preempted = schedule_running(self)
         queued = self.config.mixed_steps and (self.waiting or self.loaded)  # without, admitted with the prompts alone
         if queued and not preempted and (chunks or not self.blocked):
@@ -215,13 +224,12 @@ class Engine(EngineFront):
                 budget -= sum(tokens for _, tokens in chunks)
             if budget > 0:
                 admit(self, budget, chunks)
-        self.stalled, self.rejoining = stalled, list(stalled)
+        self.stalled, self.rejoining = stalled, [*stalled]
         if chunks:
             return self._mixed_work(chunks)
         if self.batch.size:
             queued = self.waiting or self.loaded
-            again = stalled or preempted or self.late or (queued and not self.blocked)
-            return self._decode_work(0, limit=1 if again else _NO_LIMIT)
+            return self._decode_work(0, alone=bool(stalled or preempted or (queued and not self.blocked)))
         if self.offload is not None and self.offload.planned(()):
             self.blocked = False
         self._rejoin()
@@ -238,12 +246,15 @@ class Engine(EngineFront):
             self.blocked = False
         batch = self.batch
         decodes = batch.size
-        new = longest = 0
+        new = longest = causal = entries = 0
         emitting = self.emitting
         for request, chunk in chunks:
             new += chunk
-            request.computed = computed = request.computed + chunk
+            past = request.computed
+            request.computed = computed = past + chunk
             longest = computed if computed > longest else longest  # `max` of two numbers takes four times as long
+            causal += chunk * past + chunk * (chunk + 1) // 2  # `prefill_sums` of the unlimited span
+            entries += computed
             if computed == request.prompt + request.emitted:
                 emitting.append(request)
         if len(emitting) == len(self.prefilling):
@@ -254,47 +265,44 @@ class Engine(EngineFront):
             self._give_back()
         self.blocked = False
         context, growth = batch.attended()
-        pairs, read = self._attention_work(chunks)
+        pairs: Sums = (causal,)
+        read: Sums = (entries,)
+        if self.plain is None:
+            pairs, read = prefill_sums(self.windows, [(chunk, request.computed - chunk) for request, chunk in chunks])
         work = Work(
             self.now, 1, batch.tokens + new, decodes + len(chunks), decodes, new, context, growth, pairs, read,
-            len(self.waiting) + len(self.incoming),
+            len(self.waiting) + len(self.incoming), len(self.running),
         )  # fmt: skip
-        work.running, work.gaps, work.emitted = len(self.running), decodes - len(self.late), decodes + len(emitting)
-        work.longest, work.longest_prompt = batch.longest(), longest
+        work.gaps, work.emitted = decodes - len(self.late), decodes + len(emitting)
+        work.longest, work.longest_prompt = batch.longest, longest
         return self._special(work, chunks) if self.special else work
 
-    def _attention_work(self, chunks: list[tuple[Request, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(causal pairs, K/V entries read) of prefill chunks that are computed already, per window."""
-        if len(chunks) == 1 and self.windows == (FULL,):
-            request, chunk = chunks[0]
-            end = request.computed
-            return (chunk * (end - chunk) + chunk * (chunk + 1) // 2,), (end,)
-        return prefill_sums(self.windows, [(chunk, request.computed - chunk) for request, chunk in chunks])
-
-    def _decode_work(self, need: int, *, limit: int) -> Work:
-        """As many equal decode steps, at most `limit`, as nothing can change in; the first one takes `need` blocks."""
+    def _decode_work(self, need: int, *, alone: bool = False) -> Work:
+        """As many equal decode steps as nothing can change in, or one `alone`; the first one takes `need` blocks."""
         batch, kv = self.batch, self.kv
         if self.incoming or self.notices or (self.ended and (self.waiting or self.ready or self.loaded)):
-            limit = 1  # what arrived or was freed during the step in flight counts from the next one on
+            alone = True  # what arrived or was freed during the step in flight counts from the next one on
+        elif self.late:
+            alone = True  # their gap is not as long as the step
         if need:
             kv.take(need)
         if self.offload is not None and self.offload.planned(()):
             self.blocked = False
         if self.ended:
             self._give_back()
-        if limit > 1:
-            left = batch.steps_left()
-            limit = left if left < limit else limit
-            if kv.free < batch.size * (limit // batch.block_size + 1):
-                limit = batch.steps_with_blocks(kv.free, limit)
-        context, growth = batch.attended()
-        size, zeros = batch.size, self.zeros
+        size, zeros, count = batch.size, self.zeros, 1
+        plain = self.plain  # `attended`, without a call
+        context, growth = batch.attended() if plain is None else ((plain.context,), (size,))
+        if not alone:
+            count = batch.steps_left()
+            if kv.free < size * (count // batch.block_size + 1):
+                count = batch.steps_with_blocks(kv.free, count)
         work = Work(
-            self.now, limit, batch.tokens, size, size, 0, context, growth, zeros, zeros,
-            len(self.waiting) + len(self.incoming),
+            self.now, count, batch.tokens, size, size, 0, context, growth, zeros, zeros,
+            len(self.waiting) + len(self.incoming), len(self.running),
         )  # fmt: skip
-        work.running, work.gaps, work.emitted = len(self.running), size - len(self.late), size
-        work.longest = batch.longest()
+        work.gaps, work.emitted = size - len(self.late), size
+        work.longest, work.longest_prompt = batch.longest, 0
         return self._special(work, ()) if self.special else work
 
     def _special(self, work: Work, chunks: Sequence[tuple[Request, int]]) -> Work:

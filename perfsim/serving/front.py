@@ -37,7 +37,7 @@ class EngineFront(ABC):
 
     # Beyond thirty attributes CPython gives up on sharing their names among objects, and finds all of them later.
     __slots__ = (
-        "_drafted", "abroad", "acceptance", "config", "deadlines", "done", "in_flight", "incoming", "kv",
+        "_drafted", "_fits", "abroad", "acceptance", "config", "deadlines", "done", "in_flight", "incoming", "kv",
         "loaded", "loaded_tokens", "lost_gap_seconds", "lost_gaps", "lost_seconds", "lost_tokens",
         "moved_tokens", "notices", "now", "offload", "on_finish", "on_handover", "on_reserve", "on_wake",
         "population", "preemptions", "ready", "recorder", "request_seconds", "saved_tokens", "scheduled_tokens",
@@ -86,6 +86,11 @@ class EngineFront(ABC):
         self.population = 0  # requests in the engine, and its integral over time
         self.request_seconds = 0.0
         self._drafted = len(config.acceptance) + config.lookahead  # slots for drafts past the last token
+        self._fits = 0  # tokens of a request up to which nobody need ask
+        if not (config.window_blocks or config.span_blocks):
+            pool = config.total_blocks * config.block_size + 1 - self._drafted
+            longest = config.max_model_len if config.chunked_prefill else config.max_num_batched_tokens
+            self._fits = min(config.max_model_len, pool, longest)
         self.offload = None if config.tier is None else Offload(self, config.tier)
 
     def submit(self, request: Request) -> None:
@@ -94,19 +99,7 @@ class EngineFront(ABC):
         One with `remote` brings its first token along: its K/V are fetched once `on_reserve` has been called.
         """
         self.submitted += 1
-        config = self.config
-        length = request.prompt + (1 if config.prefill_only else request.output)
-        slots = length - 1 + self._drafted
-        if config.window_blocks or config.span_blocks:
-            request.beside = config.beside(length - 1)
-        reason = ""
-        if length > config.max_model_len:
-            reason = "longer than max_model_len"
-        elif -(-slots // config.block_size) + request.beside > config.total_blocks:
-            reason = "longer than the KV pool"
-        elif not config.chunked_prefill and length > config.max_num_batched_tokens:
-            reason = "longer than max_num_batched_tokens without chunked prefill"
-        if reason:
+        if request.prompt + request.output > self._fits and (reason := self._refused(request)):
             self.recorder.reject(reason)
             if self.on_finish is not None:
                 self.on_finish(request, request.queued)
@@ -114,9 +107,22 @@ class EngineFront(ABC):
         self.population += 1
         self.request_seconds -= request.queued  # as `count` does
         self.incoming.append(request)
-        if config.timeout != inf:
+        if self.config.timeout != inf:
             self.deadlines.add(request)
         self.wake(request.queued)
+
+    def _refused(self, request: Request) -> str:
+        """Why a request can never run; empty if it can. Sets the blocks that it holds `beside` its growing cache."""
+        config = self.config
+        length = request.prompt + (1 if config.prefill_only else request.output)
+        request.beside = config.beside(length - 1)
+        if length > config.max_model_len:
+            return "longer than max_model_len"
+        if -(-(length - 1 + self._drafted) // config.block_size) + request.beside > config.total_blocks:
+            return "longer than the KV pool"
+        if not config.chunked_prefill and length > config.max_num_batched_tokens:
+            return "longer than max_num_batched_tokens without chunked prefill"
+        return ""
 
     def notify(self, request: Request, at: float) -> None:
         """The transfer of a request's K/V has ended: into the blocks set aside for them, or out of those held."""

@@ -108,17 +108,20 @@ class KVCache:
     def take(self, count: int) -> None:
         """Allocate `count` blocks for one or many requests; the caller has checked `free`."""
         self.free -= count
-        count -= self.blank
-        if count <= 0:
-            self.blank = -count
+        blank = self.blank
+        if count <= blank:
+            self.blank = blank - count
             return
-        self.blank = 0
+        if blank:
+            count -= blank
+            self.blank = 0
         queue = self.queue
         while count:
-            run = next(iter(queue))
-            if run.resident > count:
-                run.resident -= count
-                return
+            for run in queue:  # only the first of them, the next victim
+                if run.resident > count:
+                    run.resident -= count
+                    return
+                break
             count -= run.resident
             run.resident = 0
             queue.popitem(last=False)
@@ -162,14 +165,18 @@ class KVCache:
         self.free += private
         self.blank += private - found
         if found:
-            self._queue_private(request, found, keep=resumes)
-        for node in reversed(request.held):
-            node.refs -= 1
-            if not node.refs:
-                self.queue[node] = None
-                self.free += node.resident
-                self.tail = None
-        request.held.clear()
+            if self.tail is not None and not resumes:
+                self.tail.resident += found
+            else:
+                self._queue_private(request, found, keep=resumes)
+        if request.held:
+            for node in reversed(request.held):
+                node.refs -= 1
+                if not node.refs:
+                    self.queue[node] = None
+                    self.free += node.resident
+                    self.tail = None
+            request.held.clear()
         request.node_blocks = request.node_index = request.position = 0
 
     def put_back_blank(self, count: int) -> None:
@@ -259,9 +266,6 @@ class KVCache:
             del self.copies[key]
 
     def _queue_private(self, request: Request, count: int, *, keep: bool) -> None:
-        if not keep and self.tail is not None:
-            self.tail.resident += count
-            return
         run = Run(None, count)
         self.queue[run] = None
         if keep:

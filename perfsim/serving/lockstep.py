@@ -25,7 +25,7 @@ class LockstepGroup:
     def __init__(self, ranks: Sequence[EngineFront], *, steps: CompiledSteps, jumps: bool = True) -> None:
         """`ranks` are fresh engines; without `jumps` every step is priced on its own."""
         self.ranks = tuple(ranks)
-        self.steps = steps
+        self.steps, self._gpu = steps, steps.on_gpu()
         self.now = float("inf")
         self.until = float("-inf")
         self._jumps = jumps
@@ -162,11 +162,14 @@ class LockstepGroup:
         exposed = max(steps.exposed_seconds(work.logits) for work in works)
         if self._jumps and not any(work.tokens > work.decodes for work in works):
             limit = min(work.count for work in works)
-            runs = (steps.gpu_run(work.tokens, work.context, work.growth, limit, work.longest) for work in works)
-            limit, gpu, slope = slowest([DecodeRun(*run) for run in runs])
+            runs = [
+                self._gpu.decode_run(work.tokens, work.context, work.growth, limit, longest=work.longest)
+                for work in works
+            ]
+            limit, gpu, slope = slowest(runs)
             return steps.behind_host(limit, gpu + together, slope, host, exposed)
         gpu = max(
-            steps.gpu_seconds(
+            self._gpu.step_seconds(
                 work.tokens,
                 work.logits,
                 work.decodes,

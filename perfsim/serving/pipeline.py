@@ -41,7 +41,7 @@ class PipelineEngine(EngineFront):
     """Drives like `Engine`; `steps` prices all stages of a batch together."""
 
     __slots__ = (
-        "depth", "flights", "rank_steps", "running", "stage_free",
+        "depth", "flights", "rank_gpu", "rank_steps", "running", "stage_free",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +49,7 @@ class PipelineEngine(EngineFront):
         on_finish: Hook | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config=config, steps=steps, recorder=recorder, windows=windows, on_finish=on_finish)
-        self.rank_steps = steps
+        self.rank_steps, self.rank_gpu = steps, steps.on_gpu()
         self.depth = depth
         self.running: list[Request] = []
         self.flights: deque[Flight] = deque()
@@ -123,10 +123,9 @@ class PipelineEngine(EngineFront):
         emitting = [request for request, _ in batch if request.computed == request.target]
         work = Work(
             self.now, 1, len(decodes) + new, len(batch), len(decodes), new, context, (0,) * len(context), pairs, read,
-            len(self.waiting) + len(self.incoming),
+            len(self.waiting) + len(self.incoming), len(self.running),
         )  # fmt: skip
-        work.running, work.gaps, work.emitted = len(self.running), 0, len(emitting)
-        work.kv_blocks = self.kv.total - self.kv.free
+        work.gaps, work.emitted, work.kv_blocks = 0, len(emitting), self.kv.total - self.kv.free
         work.longest, work.longest_prompt = longest, max((new + past for new, past in chunks), default=0)
         self.flights.append(Flight(work, batch, emitting, self._enter(work)))
         return work
@@ -137,7 +136,7 @@ class PipelineEngine(EngineFront):
     def _enter(self, work: Work) -> float:
         """Send a batch through the stages, each of which takes one batch at a time; when it leaves the last one."""
         steps = self.rank_steps
-        gpu = steps.gpu_seconds(
+        gpu = self.rank_gpu.step_seconds(
             work.tokens, work.logits, work.decodes, work.context, work.prefill, work.pairs, work.read,
             longest=(work.longest, work.longest_prompt),
         )  # fmt: skip

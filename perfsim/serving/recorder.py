@@ -27,7 +27,6 @@ SEGMENT_COLUMNS = (
     "group_tokens", "decode_longest", "prefill_longest",
 )  # fmt: skip
 EXTRA_COLUMNS = ("accepted", "lora_tokens", "lora_adapters", "load_s", "held_s")  # zeros where an engine has none of it
-_NO_EXTRAS = (0,) * len(EXTRA_COLUMNS)
 WINDOW_COLUMNS = ("decode_context", "decode_growth", "prefill_pairs", "prefill_context")
 _TURNED = 512  # rows that are turned into columns at once: they stay in the processor's cache
 
@@ -64,16 +63,17 @@ class Recorder:
     """
 
     __slots__ = (
-        "_full", "_gaps", "_limit", "_names", "_requests", "_row", "_segments", "_sinks", "finished", "rejected",
-        "segments", "steps",
+        "_full", "_gaps", "_limit", "_names", "_pack", "_pack_extras", "_requests", "_segments", "_sinks", "finished",
+        "rejected", "segments", "steps",
     )  # fmt: skip
 
     def __init__(self, sinks: tuple[Sink, ...], *, windows: int, chunk: int = 1 << 16) -> None:
         self._sinks = sinks
         self._names = (*SEGMENT_COLUMNS, *window_columns(windows), *EXTRA_COLUMNS)
         self._limit = chunk
-        row = _row(self._names)  # packed at once: smaller than objects, and read faster
-        self._row, self._full = row.pack, chunk * row.size
+        row, extras = _row(self._names), _row(EXTRA_COLUMNS)  # packed at once: smaller than objects, and read faster
+        plain = Struct(f"{row.format.removesuffix(extras.format)}{extras.size}x")  # zero bytes are zeros
+        self._pack, self._pack_extras, self._full = plain.pack, row.pack, chunk * row.size
         self._requests, self._segments = bytearray(), bytearray()
         self._gaps = array("d")
         self.finished = 0
@@ -97,10 +97,11 @@ class Recorder:
 
     def segment(self, work: Work) -> None:
         """One run of steps that has been executed."""
-        self._segments += self._row(
+        extras = work.extras
+        self._segments += (self._pack if extras is None else self._pack_extras)(
             work.start, work.count, work.first, work.slope, work.tokens, work.logits, work.decodes, work.gaps,
             work.emitted, work.prefill, work.running, work.waiting, work.kv_blocks, work.group_tokens, work.longest,
-            work.longest_prompt, *work.context, *work.growth, *work.pairs, *work.read, *(work.extras or _NO_EXTRAS),
+            work.longest_prompt, *work.context, *work.growth, *work.pairs, *work.read, *(extras or ()),
         )  # fmt: skip
         if len(self._segments) == self._full:
             self._flush_segments()
@@ -142,9 +143,11 @@ class Recorder:
 def _columns(packed: bytearray, names: tuple[str, ...]) -> Columns:
     """The columns of packed rows, each in one piece."""
     seconds, counts = (np.frombuffer(packed, kind).reshape(-1, len(names)) for kind in (np.float64, np.int64))
-    floating = np.array([name.endswith("_s") for name in names])
+    floating = [i for i, name in enumerate(names) if name.endswith("_s")]
     table = np.empty(seconds.shape, order="F")
     for start in range(0, len(table), _TURNED):
         part = slice(start, start + _TURNED)
-        table[part] = np.where(floating, seconds[part], counts[part])
+        table[part] = counts[part]
+        for i in floating:
+            table[part, i] = seconds[part, i]
     return {name: table[:, i] for i, name in enumerate(names)}

@@ -87,7 +87,8 @@ def schedule_together(engine: Engine) -> Chunks | None:
         return None
     if total > kv.free:
         return None
-    kv.take(need)
+    if need:
+        kv.take(need)
     for (request, tokens), blocks in zip(chunks, needs, strict=True):
         kv.take(blocks)
         if request.keys:

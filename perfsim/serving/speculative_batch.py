@@ -7,7 +7,7 @@ the number of sequences, and leaving takes the rest of the path out again.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,8 @@ class SpeculativeBatch:
     `lookahead` more token positions have blocks reserved, for what the drafter writes. Neglected: vLLM stops reserving
     at max_model_len and cuts the drafts of a sequence that reaches it.
     """
+
+    longest = 0  # nobody keeps account of which sequence is the longest, because they grow by different amounts
 
     __slots__ = ("_acceptance", "_attended", "_blocks", "_changes", "_cut", "_cut_adapted", "_growth", "adapters",
                  "block_size", "completions", "drafts", "lookahead", "size", "step", "tokens", "windows")  # fmt: skip
@@ -143,15 +145,6 @@ class SpeculativeBatch:
         if request.adapter >= 0:
             self._cut_adapted += self.drafts - drafts
 
-    def pop_completed(self) -> Request | None:
-        """A sequence whose last token came out of the step before `step`; None when there is no more."""
-        completions, last = self.completions, self.step - 1
-        while completions and completions[0][0] <= last:
-            _, _, stint, request = heappop(completions)
-            if request.decoding and request.stint == stint:
-                return request
-        return None
-
     def computed(self, request: Request) -> int:
         """Computed tokens of a decoding sequence."""
         path = request.path
@@ -188,10 +181,6 @@ class SpeculativeBatch:
     def attended(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(attended tokens in step `step`, their growth per step), each per span."""
         return tuple(self._attended), tuple(changes.at(self.step) for changes in self._changes)
-
-    def longest(self) -> int:
-        """0: nobody keeps account of which sequence is the longest, because they grow by different amounts."""
-        return 0
 
     def blocks_in_run(self, count: int) -> int:
         """Blocks taken in the steps after `step` of a run of `count` steps."""

@@ -287,10 +287,11 @@ class StepwiseEngine(EngineFront):
         self.batch = batch
         work = Work(
             self.now, 1, sum(tokens for _, tokens in batch), len(batch), len(decodes), new, context, growth, pairs,
-            read, len(self.waiting) + len(self.incoming),
+            read, len(self.waiting) + len(self.incoming), len(self.running),
         )  # fmt: skip
         work.longest_prompt = max((request.computed + tokens for request, tokens in prefills), default=0)
-        if self.acceptance is None:  # with drafts nobody keeps account of it
+        work.longest = 0  # with drafts nobody keeps account of it
+        if self.acceptance is None:
             work.longest = max((request.computed + 1 for request in decodes), default=0)
         if self.slots is not None:
             adapted = [(request.adapter, tokens) for request, tokens in batch if request.adapter >= 0]

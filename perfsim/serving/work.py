@@ -43,7 +43,8 @@ class Work:
     emitted: int
     gaps: int
     kv_blocks: int
-    running: int
+    longest: int
+    longest_prompt: int
 
     __slots__ = (
         "context", "count", "decodes", "emitted", "extras", "first", "gaps", "group_tokens", "growth", "kv_blocks",
@@ -53,7 +54,7 @@ class Work:
 
     def __init__(
         self, start: float, count: int, tokens: int, logits: int, decodes: int, prefill: int, context: Sums,
-        growth: Sums, pairs: Sums, read: Sums, waiting: int,
+        growth: Sums, pairs: Sums, read: Sums, waiting: int, running: int,
     ) -> None:  # fmt: skip
         self.start = start
         self.count = count
@@ -66,10 +67,10 @@ class Work:
         self.pairs = pairs
         self.read = read
         self.waiting = waiting
+        self.running = running
         self.group_tokens = tokens
         self.slope = 0.0
         self.extras: Extras | None = None
-        self.longest = self.longest_prompt = 0
 
     def end(self) -> float:
         """When the last step ends."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from perfsim.cost.step_model import DecodeRun
+from perfsim.cost.step_model import PlainRun
 from perfsim.serving.config import EngineConfig
 from perfsim.serving.engine import Engine
 from perfsim.serving.recorder import Recorder
@@ -49,10 +49,10 @@ class OneSecondSteps:
     def step_seconds(self, *args: Any) -> float:
         return 1.0
 
-    def decode_run(
+    def plain_run(
         self, decodes: int, context: tuple[int, ...], growth: tuple[int, ...], limit: int, *rest: Any
-    ) -> DecodeRun:
-        return DecodeRun(limit, 1.0, 0.0)
+    ) -> PlainRun:
+        return limit, 1.0, 0.0
 
 
 class WatchedStepwise(StepwiseEngine):
