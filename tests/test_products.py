@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfsim.cost.products import Product, tiled
+from perfsim.cost.products import Product, plain_product, tiled
 from perfsim.spec.curves import GemmCurve
 
 sides = st.integers(1, 10**6)
@@ -55,3 +55,11 @@ def test_a_table_and_its_rows_one_by_one_agree() -> None:
     table = Product(curve, n, k, 8e14, 132).seconds(m, 1e-6)
     alone = [Product(curve, n[at], k[at], 8e14, 132).seconds(m[at], 1e-6) for at in range(3)]
     np.testing.assert_allclose(table, alone, rtol=1e-13)
+
+
+@given(curves, sides, sides, sides, st.sampled_from([0, 132]), st.floats(1e-9, 1e-2))
+def test_plain_numbers_give_what_arrays_do(
+    curve: GemmCurve, rows: int, columns: int, depth: int, units: int, moved: float
+) -> None:
+    product = Product(curve, float(columns), float(depth), 1e15, units)
+    assert plain_product(product)(rows, moved) == pytest.approx(float(product.seconds(float(rows), moved)), rel=1e-12)

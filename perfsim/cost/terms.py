@@ -22,7 +22,7 @@ from perfsim.cost.decode import DecodeTimes
 from perfsim.cost.device import peak_flops
 from perfsim.cost.mixed import MixedKernel, PlainBeside, PlainPrompts, mixed_kernel, plain_beside, plain_prompts
 from perfsim.cost.piecewise import PiecewiseLinear
-from perfsim.cost.products import Product, blended, gemm_row, product_of
+from perfsim.cost.products import PlainProduct, blended, gemm_row, plain_product, product_of
 from perfsim.cost.roofline import coefficients, decode_attention_curve
 from perfsim.ops.op import Driver, Op
 from perfsim.spec.calibration import DeviceEfficiency
@@ -165,11 +165,11 @@ class LinearTerm:
     per_unit: float
     compute: float
     per_row: float = 0.0
-    product: Product | None = None
+    product: PlainProduct | None = None
 
     def seconds(self, units: float) -> float:
         if self.product is not None:
-            busy = float(self.product.seconds(units, self.fixed + self.per_unit * units))
+            busy = self.product(units, self.fixed + self.per_unit * units)
             return self.count * (self.per_row * units + busy)
         return self.count * (self.launch + max(self.fixed + self.per_unit * units, self.compute * units))
 
@@ -298,8 +298,8 @@ def linear_terms(
             ]
             term = LinearTerm(
                 first.mix, first.count, launch, 2 * moved[0] - moved[1], moved[1] - moved[0],
-                float(second.flops - first.flops) / rate, per_row, product,
+                float(second.flops - first.flops) / rate, per_row, None if product is None else plain_product(product),
             )  # fmt: skip
-            key = replace(term, count=0)
+            key = (replace(term, count=0, product=None), product)  # two functions are never equal
             found[key] = replace(term, count=first.count + (found[key].count if key in found else 0))
     return tuple(found.values())

@@ -132,9 +132,11 @@ class DecodeBatch:
         """Blocks taken in the steps after `step` of a run of `count` steps."""
         size, phase = self.block_size, self.block_phase
         first = (self.step + 1) % size
-        last = first + (count - 1) % size  # not counting whole rounds, which take a block per sequence
-        blocks = (count - 1) // size * self.size + sum(phase[first:last])
-        return blocks if last <= size else blocks + sum(phase[: last - size])
+        last = first + count - 1
+        if last <= size:
+            return sum(phase[first:last])
+        rounds, rest = divmod(last, size)  # a round takes a block per sequence
+        return (rounds - 1) * self.size + sum(phase[first:]) + sum(phase[:rest])
 
     def steps_with_blocks(self, free: int, limit: int) -> int:
         """How many steps, at most `limit`, `free` blocks last; those of the first step are already taken."""
