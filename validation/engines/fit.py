@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.engines.runs import STAGE_ENGINE, Floats, Overheads, Runs, predict
+from validation.engines.runs import STAGE_ENGINE, Floats, Overheads, Runs, predict, without
 
 SOFT = 0.1  # relative errors far beyond it stop to count: settings that nobody published
 ENGINES = ("sglang", "trtllm", "vllm")
@@ -83,9 +83,9 @@ def fit(runs: Runs, linear: Linear) -> Fit:
     everything = linear.usable
     values = _solve(runs, linear, everything)
     left_out = np.full(len(runs.measured), np.nan)
-    for group in np.unique(runs.group):
+    for group in np.unique(runs.group[everything]):
         own = runs.group == group
-        kept = _solve(runs, linear, everything & ~own)
+        kept = _solve(runs, linear, without(runs, everything, str(group)))
         left_out[own] = _relative(runs, linear, kept)[own]
     errors = np.where(everything, _relative(runs, linear, values), np.nan)
     return Fit(values, _covariance(runs, linear, values), errors, np.where(everything, left_out, np.nan))

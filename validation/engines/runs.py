@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsim.errors import InputError
 from validation.compare import plans, silicon
 from validation.compare.ask import Ask, answers
 from validation.compare.isim import compare_stages
@@ -59,6 +60,26 @@ class Runs:
     ranges: dict[str, dict[str, tuple[float, float]]]
 
 
+def stages_group(model: str) -> str:
+    """The group of a model's load tests, which all ran on one device."""
+    return f"{STAGE_ENGINE} {model} {STAGES}"
+
+
+def loops_group(engine: str, model: str, system: str) -> str:
+    """The group of an engine's closed loops with a model on a device."""
+    return f"{engine} {model} {system}"
+
+
+def without(runs: Runs, usable: NDArray[np.bool_], group: str) -> NDArray[np.bool_]:
+    """The usable rows of all other groups, bool[n]; InputError where that leaves nothing out, or nothing to fit."""
+    own = usable & (runs.group == group)
+    if not own.any():
+        raise InputError(f"no usable run is in the group '{group}': a fit without it would be the fit with all runs")
+    if own.sum() == usable.sum():
+        raise InputError(f"all usable runs are in the group '{group}': nothing is left to fit")
+    return usable & ~own
+
+
 def read(data: Path) -> Runs:
     """The runs in the tables of `data`/serving."""
     stages = where(read_table(data / "serving" / f"{STAGES}.parquet"), ["overloaded=false", "hardware=H100"])
@@ -70,13 +91,14 @@ def read(data: Path) -> Runs:
         values = said.values[name]
         models = kept.texts("model")
         columns += [
-            (float(measured), STAGE_ENGINE, f"{STAGE_ENGINE} {models[row]} {STAGES}", name)
+            (float(measured), STAGE_ENGINE, stages_group(models[row]), name)
             for row, measured in zip(values.rows, values.measured, strict=True)
         ]
     columns += [
-        (float(row["silicon_tpot_ms"]), engine, f"{engine} {row['model_path']} {row['system']}", "silicon_tpot_ms")
+        (float(row["silicon_tpot_ms"]), engine, loops_group(engine, row["model_path"], row["system"]),
+         "silicon_tpot_ms")
         for row, (engine, _) in zip(rows, loops, strict=True)
-    ]
+    ]  # fmt: skip
     measured, engine, group, metric = (np.array(column) for column in zip(*columns, strict=True))
     used = {STAGE_ENGINE: [{**row, "table": STAGES} for row in stages.rows()]}
     for row, (name, _) in zip(rows, loops, strict=True):

@@ -22,7 +22,7 @@ from validation.compare.isim import compare_stages
 from validation.compare.outcome import Outcome, Values, columns_of, summary
 from validation.compare.table import Table
 from validation.engines.fit import ENGINES, STEPS, Fit, Linear, fit, linearised
-from validation.engines.runs import LOOPS, STAGE_ENGINE, STAGES, Floats, Runs, read
+from validation.engines.runs import LOOPS, STAGE_ENGINE, STAGES, Floats, Runs, read, stages_group, without
 from validation.report.markdown import SUMMARY, cells, percent, table
 from validation.report.served import summaries
 from validation.report.split import ALL, Listed, meeting, split
@@ -41,18 +41,18 @@ def run(data: Path) -> Results:
     found = fit(runs, linear)
     listed = split().tables[STAGES]
     parts: dict[str, tuple[Table, Outcome]] = {}
-    without: dict[str, Floats] = {}
+    refitted: dict[str, Floats] = {}
     for model in sorted(set(runs.stages.texts("model").tolist())):
-        others = linear.usable & (runs.group != f"{model} {STAGES}")
-        without[model] = fit(runs, replace(linear, usable=others)).values
+        others = without(runs, linear.usable, stages_group(model))
+        refitted[model] = fit(runs, replace(linear, usable=others)).values
         own = runs.stages.keep(runs.stages.texts("model") == model)
-        engine = {**start[STAGE_ENGINE], **_values(linear, without[model], STAGE_ENGINE)}
+        engine = {**start[STAGE_ENGINE], **_values(linear, refitted[model], STAGE_ENGINE)}
         parts[model] = compare_stages(own, solve=partial(answers, engine=tuple(engine.items()), bands=False))
     everything = _together(parts, listed, [])
     loops = {NAMES[engine]: metrics for engine in ENGINES if (metrics := _loops(runs, linear, found, engine))}
     return stamped({
         "rows": sum(len(kept) for kept, _ in parts.values()) + len(runs.loops),
-        "overheads": _overheads(linear, found, without),
+        "overheads": _overheads(linear, found, refitted),
         "leave one out": [
             {"section": listed.section, "rows": "not overloaded", "metrics": everything},
             *({"section": split().tables[LOOPS].section, "rows": name, "metrics": one} for name, one in loops.items()),
@@ -75,9 +75,9 @@ def _values(linear: Linear, values: Floats, engine: str) -> dict[str, float]:
             if owner in ("", engine)}  # fmt: skip
 
 
-def _overheads(linear: Linear, found: Fit, without: dict[str, Floats]) -> list[dict[str, Any]]:
+def _overheads(linear: Linear, found: Fit, refitted: dict[str, Floats]) -> list[dict[str, Any]]:
     """What was fitted, and the range of what fits without each model of the load tests give."""
-    kept = np.stack(list(without.values()))
+    kept = np.stack(list(refitted.values()))
     error = np.sqrt(np.diag(found.covariance))
     return [
         {"engine": engine or "all", "field": field, "packaged": float(linear.start[at]),
