@@ -149,7 +149,8 @@ def test_latent_attention_and_quantisation(tmp_path):
     base = {"system": "h200_sxm", "framework": "trtllm", "version": "1", "model": None, "gemm_type": None,
             "mla_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "num_heads": 16, "batch_size": 8, "isl": 1,
             "step": 4095, "latency_us": 60.0}  # fmt: skip
-    rows = [{**base, "phase": "decode"}, {**base, "phase": "decode_module", "gemm_type": "fp8_block"},
+    module = {"phase": "decode_module", "model": "deepseek-ai/DeepSeek-V3", "gemm_type": "fp8_block"}
+    rows = [{**base, "phase": "decode"}, {**base, **module},
             {**base, "phase": "prefill", "isl": 2048, "step": 0, "kv_cache_dtype": "int7"}]  # fmt: skip
     found = compare(write(tmp_path / "mla.parquet", rows))
     assert found["not_expressible"] == {"a cache in int7 is not modelled": 1}

@@ -130,7 +130,7 @@ def test_a_run_of_an_earlier_day_had_an_earlier_version():
 SILICON = {
     "backend": "trtllm", "backend_version": "1.3.0", "model_path": "openai/gpt-oss-120b", "system": "h100_sxm",
     "mode": "agg", "isl": 1000, "osl": 100, "concurrency": 8, "tp_size": 4, "attention_dp_size": None, "moe_tp_size": 4,
-    "moe_ep_size": 1, "silicon_ttft_ms": 10.0, "silicon_tpot_ms": 10.0,
+    "moe_ep_size": 1, "pp_size": 1, "origin": "nvidia_gap_analysis", "silicon_ttft_ms": 10.0, "silicon_tpot_ms": 10.0,
 }  # fmt: skip
 
 

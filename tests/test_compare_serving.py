@@ -87,6 +87,7 @@ def sample(**changes: object) -> dict[str, object]:
         "precision": "fp8", "mode": "agg", "isl": 1024, "osl": 64, "gemm_quant_mode": "fp8", "moe_quant_mode": "fp8",
         "tp_size": 2.0, "pp_size": 1.0, "attention_dp_size": None, "moe_tp_size": 1.0, "moe_ep_size": 1.0,
         "prefill_tp_size": None, "prefill_num_workers": None, "decode_tp_size": None, "decode_num_workers": None,
+        "prefill_pp_size": 1.0, "decode_pp_size": 1.0, "measured": None,
         "concurrency": 8.0, "silicon_ttft_ms": 100.0, "silicon_tpot_ms": 13.0, "origin": "nvidia_gap_analysis",
         "exact_duplicate": False, "same_config_tpot_spread": 1.0, **changes,
     }  # fmt: skip

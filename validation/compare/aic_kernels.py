@@ -73,39 +73,51 @@ def compare_gemm(table: Table) -> tuple[Table, Outcome]:
 
 def compare_attention(table: Table) -> tuple[Table, Outcome]:
     """Attention kernels of grouped queries: decode where one new token follows a past, else prefill."""
-    new, batch, past = (table.numbers(name) for name in ("isl", "batch_size", "step"))
-    decode = bool(len(table)) and bool((new == 1).all())
+    sizes = tuple(table.numbers(name) for name in ("isl", "batch_size", "step"))
+    decode = (sizes[0] == 1) & (sizes[2] > 0)
 
     def predict(values: Any, rows: Rows) -> Floats:
-        system, framework, arithmetic, cached, dim, window, heads, kv_heads = values
-        accelerator = facts.device(system)
-        if cached not in CACHES or (arithmetic == "fp8" and cached != "fp8"):
-            raise InexpressibleError(f"attention in {arithmetic} over a cache in {cached} is not modelled")
-        if arithmetic == "bfloat16" or not decode:  # prefill over an 8-bit cache computes in 8 bits either way
-            one, kv = np.ones(len(rows)), kv_heads or heads
-            columns = {
-                "heads": heads * one, "tiles": kv * one, "dim": dim * one, "window": (window or 0) * one,
-                "new": new[rows], "sequences": batch[rows], "context": new[rows] + past[rows],
-                "entry": 2 * kv * dim * one, "query": 2 * heads * dim * one, "pair": 4 * heads * dim * one,
-            }  # fmt: skip
-            fitted = benchmark_seconds("decode" if decode else "prefill", FORMATS[cached], columns,
-                                       device=accelerator, backend=framework)  # fmt: skip
-            if fitted is not None:
-                return fitted
-        model = one_layer(
-            attention=GroupedQueryAttention(num_attention_heads=heads, num_key_value_heads=kv_heads or heads,
-                                            head_dim=dim, window=window or None)
-        )  # fmt: skip
-        if decode:
-            step = decodes(model, sequences=batch[rows], context=new[rows] + past[rows])
-        else:
-            step = prefills(model, sequences=batch[rows], new=new[rows], past=past[rows])
-        kind = "decode_attention" if decode else "prefill_attention"
-        ops = attention_kernels(model, step, kinds=[kind], cache_dtype=CACHES[cached])
-        return np.asarray(seconds(ops, accelerator=accelerator, engine=framework))
+        found = np.full(len(rows), np.nan)
+        for kind, own in (("decode", decode[rows]), ("prefill", ~decode[rows])):
+            if own.any():
+                found[own] = _attention_alone(values, kind == "decode", *(size[rows[own]] for size in sizes))
+        return found
 
     keys = (*_WHERE, "attn_dtype", "kv_cache_dtype", "head_dim", "window_size", "num_heads", "num_key_value_heads")
     return compare_kernels(table, keys, predict)
+
+
+def _attention_alone(values: Any, decode: bool, new: Floats, batch: Floats, past: Floats) -> Floats:
+    """The kernel of rows that are all decodes, or all prefills."""
+    system, framework, arithmetic, cached, dim, window, heads, kv_heads = values
+    accelerator = facts.device(system)
+    for size, column in ((window, "window_size"), (kv_heads, "num_key_value_heads")):
+        if size is None:  # only 0 stands for something else: full attention, as many as query heads
+            raise InexpressibleError(f"no value of {column} published")
+    if cached not in CACHES or (arithmetic == "fp8" and cached != "fp8"):
+        raise InexpressibleError(f"attention in {arithmetic} over a cache in {cached} is not modelled")
+    if arithmetic == "bfloat16" or not decode:  # prefill over an 8-bit cache computes in 8 bits either way
+        one, kv = np.ones(len(new)), kv_heads or heads
+        columns = {
+            "heads": heads * one, "tiles": kv * one, "dim": dim * one, "window": (window or 0) * one,
+            "new": new, "sequences": batch, "context": new + past,
+            "entry": 2 * kv * dim * one, "query": 2 * heads * dim * one, "pair": 4 * heads * dim * one,
+        }  # fmt: skip
+        fitted = benchmark_seconds("decode" if decode else "prefill", FORMATS[cached], columns,
+                                   device=accelerator, backend=framework)  # fmt: skip
+        if fitted is not None:
+            return fitted
+    model = one_layer(
+        attention=GroupedQueryAttention(num_attention_heads=heads, num_key_value_heads=kv_heads or heads,
+                                        head_dim=dim, window=window or None)
+    )  # fmt: skip
+    if decode:
+        step = decodes(model, sequences=batch, context=new + past)
+    else:
+        step = prefills(model, sequences=batch, new=new, past=past)
+    kind = "decode_attention" if decode else "prefill_attention"
+    ops = attention_kernels(model, step, kinds=[kind], cache_dtype=CACHES[cached])
+    return np.asarray(seconds(ops, accelerator=accelerator, engine=framework))
 
 
 def compare_latent(table: Table) -> tuple[Table, Outcome]:
@@ -120,15 +132,19 @@ def compare_latent(table: Table) -> tuple[Table, Outcome]:
         fitted = _latent_alone(phase, cached, heads, batch[rows], new[rows], past[rows], accelerator, framework)
         if fitted is not None:
             return fitted
-        weights, only = weights_of(product or "bfloat16")
-        hidden = facts.arch(facts.model(of) if of else LATENT_MODEL).hidden_size
+        alone = not phase.endswith("_module")
+        for fact, column in ((product, "gemm_type"), (of, "model")):
+            if fact is None and not alone:  # the kernel alone has no projections
+                raise InexpressibleError(f"no value of {column} published")
+        weights, only = weights_of("bfloat16" if alone else product)
+        hidden = facts.arch(LATENT_MODEL if alone else facts.model(of)).hidden_size
         attention = MultiHeadLatentAttention(num_attention_heads=heads, **LATENT_SHAPE)
         model = one_layer(attention=attention, hidden=hidden, weights=weights, weight_only=only)
         if phase.startswith("decode"):
             step = decodes(model, sequences=batch[rows], context=new[rows] + past[rows])
         else:
             step = prefills(model, sequences=batch[rows], new=new[rows], past=past[rows])
-        kinds = [] if phase.endswith("_module") else [f"{phase}_attention"]
+        kinds = [f"{phase}_attention"] if alone else []
         ops = attention_kernels(model, step, kinds=kinds, cache_dtype=CACHES[cached])
         return np.asarray(seconds(ops, accelerator=accelerator, engine=framework))
 

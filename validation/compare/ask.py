@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 WORKERS = 2
 _FOLDER = re.compile(r"/\S*/")  # of a temporary trace, whose name is another one in every run
 INLINE = 3  # fewer questions than this are not worth starting processes for
+MOST_REQUESTS, MOST_REPLICAS = 10_000_000, 10_000  # of one run: a mistake in a table, not a measurement
 BATCH, OVERHEAD = 4000, 500  # requests that one process is asked for at once
 Coefficients = tuple[tuple[str, float], ...]  # (field of EngineProfile, value)
 
@@ -110,6 +111,9 @@ def answer(question: Ask, engine: Coefficients = (), *, bands: bool = True) -> A
     """
     from perfsim.serving.check import BookkeepingError
 
+    too_much = _too_much(json.loads(question.content))
+    if too_much is not None:
+        return _refused(too_much)
     try:
         scenario = scenario_of(question)
         if engine:
@@ -122,6 +126,15 @@ def answer(question: Ask, engine: Coefficients = (), *, bands: bool = True) -> A
     except (BookkeepingError, ArithmeticError, LookupError, ValueError) as error:
         print(f"{type(error).__name__}: {error} in {question.content}", file=sys.stderr, flush=True)
         return _refused(f"perfsim failed: {type(error).__name__}")
+
+
+def _too_much(content: Mapping[str, Any]) -> str | None:
+    """Why a load or a deployment is larger than any that was measured, so that it would not end; None otherwise."""
+    if content["workload"].get("num_requests", 0) > MOST_REQUESTS:
+        return f"not simulated: more than {MOST_REQUESTS:,} requests"
+    if sum(group["count"] for group in content.get("deployment", {}).get("groups", ())) > MOST_REPLICAS:
+        return f"not simulated: more than {MOST_REPLICAS:,} replicas"
+    return None
 
 
 def _refused(reason: str) -> Answer:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from validation.compare.outcome import report
 from validation.compare.table import read_table, where
 
 FORMATS = ("text", "json")
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as `perfsim` ends
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,10 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PerfsimError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
-    if options.format == "json":
-        print(json.dumps(found, indent=1, allow_nan=False))
-    else:
-        print("\n".join(text(found)))
+    try:
+        print(json.dumps(found, indent=1, allow_nan=False) if options.format == "json" else "\n".join(text(found)))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; point stdout elsewhere so that the interpreter's last flush cannot fail too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return PIPE_CLOSED
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from perfsim.spec.model import ModelArch
 
 FACTS = Path(__file__).with_name("facts.yaml")
+_FLOAT = re.compile(r"fp[48](?!\d)")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 class InexpressibleError(Exception):
@@ -122,26 +125,49 @@ def release_of(version: Any) -> str | None:
 
 
 def check_plan(row: Mapping[str, Any], *, engine: str) -> None:
-    """InexpressibleError where the plans of the sweep that a row is from were not recorded, whatever is stated."""
-    own = {"engine": engine, "mode": row["mode"], "system": str(row["system"]).partition("_")[0],
-           "date": str(row.get("measured"))}  # fmt: skip
+    """InexpressibleError where the plans of the sweep that a row is from were not recorded, whatever is stated.
+
+    Also where it may be from such a sweep, because the day or another fact of the run was not published.
+    """
     for sweep in facts("unrecorded_plans")["sweeps"]:
-        if all(own[key] == str(value) for key, value in sweep.items()):
+        missing = _missing_of_sweep(row, sweep, engine=engine)
+        if missing == "":
             raise InexpressibleError("plan not published: the sizes of this sweep are placeholders")
+        if missing:
+            raise InexpressibleError(f"plan not published: the sizes are placeholders in some sweeps, no {missing}")
 
 
 def check_drafts(row: Mapping[str, Any], *, engine: str) -> None:
-    """InexpressibleError where runs of the sweep that a row is from drafted tokens, or may have."""
+    """InexpressibleError where runs of the sweep that a row is from drafted tokens, or may have.
+
+    A row without a date or a precision may be from each sweep that it fits otherwise.
+    """
     known = facts("drafted_sweeps")
-    if row["model_path"] not in known["models"] or row.get("origin") not in known["origins"]:
+    shapes = {arch(model(name)).name for name in known["models"]}
+    if row.get("origin") not in known["origins"] or arch(model(row["model_path"])).name not in shapes:
         return
-    own = {"engine": engine, "mode": row["mode"], "system": str(row["system"]).partition("_")[0],
-           "precision": row.get("precision"), "date": str(row.get("measured"))}  # fmt: skip
     for sweep in known["sweeps"]:
-        if all(own[key] == str(value) for key, value in sweep.items() if key != "drafted"):
-            if sweep["drafted"] == "all":
-                raise InexpressibleError("acceptance of drafts not published")
-            raise InexpressibleError("whether tokens were drafted not published: some runs of the sweep did")
+        missing = _missing_of_sweep(row, sweep, engine=engine)
+        if missing is None:
+            continue
+        if missing:
+            raise InexpressibleError(f"whether tokens were drafted not published: some sweeps did, no {missing}")
+        if sweep["drafted"] == "all":
+            raise InexpressibleError("acceptance of drafts not published")
+        raise InexpressibleError("whether tokens were drafted not published: some runs of the sweep did")
+
+
+def _missing_of_sweep(row: Mapping[str, Any], sweep: Mapping[str, Any], *, engine: str) -> str | None:
+    """The fact without which a row may or may not be of a sweep; "" where it is, None where it is not."""
+    day = str(row.get("measured") or "")[:10]
+    label = str(row.get("precision") or "").lower()
+    bits = _FLOAT.search(label)  # as the sweeps have it: NVFP4 is fp4
+    own = {"engine": engine, "mode": row["mode"], "system": device(row["system"]).partition("-")[0],
+           "precision": bits[0] if bits else label, "date": day if _DAY.fullmatch(day) else ""}  # fmt: skip
+    stated = {key: str(value) for key, value in sweep.items() if key != "drafted"}
+    if any(own[key] and own[key] != value for key, value in stated.items()):
+        return None
+    return next((key for key in stated if not own[key]), "")
 
 
 def _choices(entry: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,30 @@ def named_arch(name: str | None) -> ModelArch:
     return facts.arch(facts.model(name)).model_copy(update=named_formats(name))
 
 
+def only_format(name: str, precision: str) -> str | None:
+    """The label of all weights of a checkpoint that ran in a precision; None where more than one fits.
+
+    Eight bits of a checkpoint that has none itself may be scaled per tensor or in blocks.
+    """
+    own = format_of(name)
+    wanted = LABELS[precision.lower()][0]
+    if wanted not in EIGHT_BITS:
+        return precision
+    if own is not None and LABELS[own][0] in EIGHT_BITS:
+        return own
+    return precision if facts.arch(facts.model(name)).linear_dtype in EIGHT_BITS else None
+
+
+def check_precision(precision: str | None, gemm: str) -> None:
+    """InexpressibleError where a row states 16-bit weights and others, or 4-bit and 8-bit floats, at once."""
+    if precision is None:
+        return
+    stated, weights = LABELS[precision.lower()][0], LABELS[gemm.lower()][0]
+    floats = {"fp8": 8, "fp8_block": 8, "nvfp4": 4, "mxfp4": 4, None: 16}
+    if stated in floats and weights in floats and floats[stated] != floats[weights]:
+        raise InexpressibleError(f"precision '{precision}' and weights in {gemm} do not go together")
+
+
 def weight_formats(model: str, *, gemm: str | None, moe: str | None) -> dict[str, str | bool]:
     """What replaces the checkpoint's formats; {} where the named checkpoint has the stated ones already.
 

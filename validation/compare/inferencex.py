@@ -8,7 +8,7 @@ from typing import Any
 from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, ask
 from validation.compare.facts import InexpressibleError
-from validation.compare.outcome import Outcome, Pair
+from validation.compare.outcome import Outcome, Pair, positive
 from validation.compare.silicon import compare_rows, group, pair
 from validation.compare.table import Table
 
@@ -35,21 +35,24 @@ def compare_position(table: Table) -> tuple[Table, Outcome]:
 
 
 def _pairs(index: int, row: Row, answer: Answer) -> list[Pair]:
-    found = [pair(index, column, row[column], answer, path) for column, path in LATENCIES.items() if row.get(column)]
-    if row.get("output_tput_per_gpu") and not row["disagg"]:
+    found = [pair(index, column, row[column], answer, path) for column, path in LATENCIES.items()
+             if positive(row.get(column))]  # fmt: skip
+    if positive(row.get("output_tput_per_gpu")) and not row["disagg"]:
         share = 1.0 / int(row["decode_tp"])
         found.append(
             pair(index, "output_tput_per_gpu", row["output_tput_per_gpu"], answer, "throughput.output_tokens_per_s",
                  scale=share)
         )  # fmt: skip
     for column, path in (("output_throughput", "output_tokens_per_s"), ("request_throughput", "requests_per_s")):
-        if row.get(column):
+        if positive(row.get(column)):
             found.append(pair(index, column, row[column], answer, f"throughput.{path}"))
     return found
 
 
 def question_of(row: Row) -> Ask:
     """The scenario of a row; InexpressibleError when a fact is missing."""
+    if row["disagg"] is None:
+        raise InexpressibleError("plan not published: whether prefill and decode are split")
     if row["spec_method"] is None:
         raise InexpressibleError("whether tokens were drafted not published")
     if row["spec_method"] != "none":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from validation.compare import facts, formats, plans
 from validation.compare.ask import Answer, Ask, answers, ask
 from validation.compare.beside import companions
 from validation.compare.facts import InexpressibleError
-from validation.compare.outcome import Outcome, Pair, outcome_of
+from validation.compare.outcome import Outcome, Pair, outcome_of, positive
 from validation.compare.runs import run_statistics, runs_of
 from validation.compare.table import Table
 from validation.compare.traces import write_trace
@@ -34,6 +34,11 @@ LATENCIES = {
     f"{name}_{statistic}_ms": (f"{name}_s", statistic)
     for name in ("e2e", "ttft") for statistic in ("mean", "median", "p90", "p95", "p99")
 } | {"itl_mean_ms": ("tpot_s", "mean")}  # fmt: skip
+MEASURED = (*LATENCIES, "n_success", "tpot_derived_ms", "requests_per_s")
+# What a run is, beside its name: rows of one name that state different values here are of different runs.
+DEPLOYMENT = ("model", "hardware", "tp", "dp", "precision", "cpu_offload", "gpu_mem_util", "max_num_batched_tokens",
+              "max_num_seqs", "total_kv_blocks", "cpu_kv_blocks", "system_prompt_len", "question_len", "output_len",
+              "stages")  # fmt: skip
 Row = Mapping[str, Any]
 Solve = Callable[[Sequence[Ask]], dict[Ask, Answer]]
 
@@ -55,24 +60,22 @@ def compare_stages(table: Table, *, solve: Solve | None = None) -> tuple[Table, 
         if found[question].refused is not None:
             reasons[index] = found[question].refused
             continue
-        pairs += _pairs(index, row, found[question])
+        own = list(_pairs(index, row, found[question]))
+        reasons[index] = None if own else "no answer in the prediction of this stage"
+        pairs += own
     return table, outcome_of(reasons, pairs)
 
 
 def compare_requests(table: Table) -> tuple[Table, Outcome]:
     """Requests of whole runs; what was deployed is in the experiments table beside this one."""
     runs = runs_of(table, ("experiment",))
-    rows = {str(row["experiment"]): row for deployed in companions(table, STAGES) for row in deployed.rows()}
+    rows = _deployments(row for deployed in companions(table, STAGES) for row in deployed.rows())
     questions: dict[tuple[Any, ...], Ask] = {}
     reasons: list[str | None] = [None] * len(table)
     with tempfile.TemporaryDirectory() as folder:
         for run, members in runs.items():
-            row = rows.get(str(run[0]))
             try:
-                if row is None:
-                    raise InexpressibleError(
-                        "deployment not published: no table of experiments with this run beside this one"
-                    )
+                row = _deployment(run[0], rows)
                 trace = _trace(table, members, Path(folder))
                 questions[run] = question_of({**row, **_measured_lengths(table, members)}, trace=trace)
             except InexpressibleError as missing:
@@ -85,20 +88,62 @@ def compare_requests(table: Table) -> tuple[Table, Outcome]:
     return table, outcome
 
 
-def _trace(table: Table, members: NDArray[np.intp], folder: Path) -> Path | None:
-    """The requests as they were sent, their prompts in rotation; None where a time or a length is missing."""
+def _deployments(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of every name, the first of each deployment that was stated under it."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["experiment"] is not None:
+            own = found.setdefault(row["experiment"], [])
+            if not any(_agree(row, other) for other in own):
+                own.append(row)
+    return found
+
+
+def _deployment(name: str | None, rows: Mapping[str, list[Row]]) -> Row:
+    if name is None:
+        raise InexpressibleError("deployment not published: no name of the run")
+    if name not in rows:
+        raise InexpressibleError("deployment not published: no table of experiments with this run beside this one")
+    if len(rows[name]) > 1:
+        raise InexpressibleError("deployment not published: runs of this name differ")
+    return rows[name][0]
+
+
+def _agree(row: Row, other: Row) -> bool:
+    """Whether nothing that both rows state of a deployment differs."""
+    pairs = ((row.get(name), other.get(name)) for name in DEPLOYMENT)
+    return all(mine is None or its is None or mine == its for mine, its in pairs)
+
+
+def _trace(table: Table, members: NDArray[np.intp], folder: Path) -> Path:
+    """The requests as they were sent, prompts in rotation; InexpressibleError where a time or a length is missing.
+
+    A length that a request lacks is that of its prompt, which others were sent with.
+    """
+    distinct = facts.facts("clients")["inference_perf"]["distinct_prompts"]
     names = ("request_index", "arrival_s", "input_tokens", "output_tokens_configured")
     columns = {name: table.numbers(name)[members] for name in names}
-    if not all((np.abs(column) < plans.MOST).all() for column in columns.values()):
-        return None
+    for name, least in zip(names, (0, 0, 1, 1), strict=True):
+        if name == "input_tokens":
+            columns[name] = _filled(columns[name], columns["request_index"] % distinct)
+        if not ((columns[name] >= least) & (columns[name] < plans.MOST)).all():
+            raise InexpressibleError(f"load not published: no value of {name} of some request")
+    if len(np.unique(columns["request_index"])) < len(members):
+        raise InexpressibleError("load not published: requests of several runs under one name")
     order = np.lexsort((columns["request_index"], columns["arrival_s"]))
     index, arrival, prompts, outputs = (column[order] for column in columns.values())
     # One name for a whole prompt: what prompts of a group share is not known, because their order is not.
-    prompt = index % facts.facts("clients")["inference_perf"]["distinct_prompts"]
+    prompt = index % distinct
     return write_trace(
         folder, arrival_s=arrival - arrival[0], prompt_tokens=prompts, output_tokens=outputs,
         hash_block_ids=[[int(name)] for name in prompt], hash_block_tokens=int(prompts.max()),
     )  # fmt: skip
+
+
+def _filled(lengths: NDArray[np.float64], prompt: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = {name: length for name, length in zip(prompt, lengths, strict=True) if length > 0}
+    return np.array([length if np.isfinite(length) else known.get(name, np.nan)
+                     for name, length in zip(prompt, lengths, strict=True)])  # fmt: skip
 
 
 def question_of(row: Row, *, trace: Path | None = None) -> Ask:
@@ -115,7 +160,7 @@ def question_of(row: Row, *, trace: Path | None = None) -> Ask:
     prompt = _prompt_tokens(row, client["retokenised"])
     output = plans.count(row, "output_len", reason="load not published")
     tp = plans.count(row, "tp", reason="plan not published")
-    dp = plans.count(row, "dp", reason="plan not published") if row.get("dp") else 1
+    dp = 1 if row.get("dp") is None else plans.count(row, "dp", reason="plan not published")
     policy: dict[str, Any] = {
         "max_num_batched_tokens": plans.count(row, "max_num_batched_tokens"),
         "max_num_seqs": plans.count(row, "max_num_seqs"),
@@ -150,7 +195,7 @@ def _stages(text: str) -> list[tuple[float, float]]:
         stages = [(float(rate), float(seconds)) for rate, seconds in json.loads(text)]
     except (ValueError, TypeError):
         raise InexpressibleError("load not published: stages are no pairs of rate and seconds") from None
-    if not all(math.isfinite(rate * seconds) for rate, seconds in stages):
+    if not stages or not all(0 < rate * seconds < plans.MOST and rate > 0 for rate, seconds in stages):
         raise InexpressibleError("load not published: stages are no pairs of rate and seconds")
     return stages
 
@@ -172,17 +217,19 @@ def _block_bytes(model: str) -> float:
 def _memory(row: Row, *, model: str, client: Mapping[str, Any]) -> dict[str, Any]:
     """The KV pool: vLLM's own count where its log was published, else what perfsim works out from the utilisation."""
     policy: dict[str, Any] = {}
-    if row.get("total_kv_blocks"):
-        policy["kv_cache_blocks"] = int(row["total_kv_blocks"])
+    if row.get("total_kv_blocks") is not None:
+        policy["kv_cache_blocks"] = plans.count(row, "total_kv_blocks")
     elif row.get("gpu_mem_util"):
         policy["gpu_memory_utilization"] = float(row["gpu_mem_util"])
     else:
         raise InexpressibleError("size of the KV pool not published")
-    if row.get("cpu_kv_blocks"):
-        policy["kv_offload"] = {"capacity": math.ceil(row["cpu_kv_blocks"] * _block_bytes(model))}
+    if row.get("cpu_kv_blocks") is not None:
+        blocks = plans.count(row, "cpu_kv_blocks", least=0)
+        if blocks:
+            policy["kv_offload"] = {"capacity": math.ceil(blocks * _block_bytes(model))}
     elif row.get("cpu_offload"):
         policy["kv_offload"] = {"capacity": client["offload_bytes"]}
-    elif row.get("cpu_offload") is None and not row.get("total_kv_blocks"):
+    elif row.get("cpu_offload") is None:
         raise InexpressibleError("KV offload not published")
     return policy
 
@@ -204,13 +251,20 @@ def _formats(row: Row, model: str) -> dict[str, str | bool]:
 
 
 def _prompt_tokens(row: Row, retokenised: float) -> int:
-    if row.get("mean_input_tokens"):
-        return round(float(row["mean_input_tokens"]))
-    if row.get("input_tokens_per_s") and row.get("requests_per_s"):
-        return round(float(row["input_tokens_per_s"] / row["requests_per_s"]))
+    measured = row.get("mean_input_tokens") or _mean_tokens(row)
+    if measured:
+        return round(measured)
     parts = [plans.count(row, name, reason="load not published", least=0)
              for name in ("system_prompt_len", "question_len")]  # fmt: skip
     return round(sum(parts) * retokenised)
+
+
+def _mean_tokens(row: Row) -> float | None:
+    """Of the prompts that were sent; None where a rate is missing, or no rate."""
+    tokens, requests = row.get("input_tokens_per_s"), row.get("requests_per_s")
+    if not positive(tokens) or not positive(requests) or not 1 <= tokens / requests < plans.MOST:
+        return None
+    return float(tokens / requests)
 
 
 def _measured_lengths(table: Table, members: NDArray[np.intp]) -> dict[str, float]:
@@ -223,39 +277,57 @@ def _measured_requests(table: Table) -> dict[str, NDArray[np.float64]]:
     ttft, e2e = table.numbers("ttft_s"), table.numbers("e2e_s")
     failed = table.numbers("has_error") == 1
     ttft, e2e = np.where(failed, np.nan, ttft), np.where(failed, np.nan, e2e)
-    return {"ttft_s": ttft, "e2e_s": e2e, "tpot_s": (e2e - ttft) / (table.numbers("output_tokens_configured") - 1)}
+    gaps = table.numbers("output_tokens_configured") - 1
+    return {"ttft_s": ttft, "e2e_s": e2e, "tpot_s": (e2e - ttft) / np.where(gaps > 0, gaps, np.nan)}
 
 
 def _once(table: Table) -> Table:
-    """Without rows that repeat another row of the table: the raw run is kept where it is there."""
+    """Without rows that say that they repeat another run of the table: the raw one is kept where it is there.
+
+    Rows that say nothing of the kind are runs of their own, whatever their names are; so are those whose deployment is
+    another one than that of the run that they name.
+    """
     rows = table.rows()
-    kept: dict[tuple[str, int], int] = {}
+    kept = np.ones(len(rows), dtype=bool)
+    first: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if not row.get("same_run_as") and row["experiment"] is not None:
+            first.setdefault((row["experiment"], row["stage_index"]), []).append(row)
     for index, row in enumerate(rows):
-        key = (row.get("same_run_as") or row["experiment"], row["stage_index"])
-        if key not in kept or not row.get("same_run_as"):
-            kept[key] = index
-    mask = np.zeros(len(rows), dtype=bool)
-    mask[list(kept.values())] = True
-    return table.keep(mask)
+        if not row.get("same_run_as") or row["stage_index"] is None:
+            continue
+        known = first.setdefault((row["same_run_as"], row["stage_index"]), [])
+        if any(_agree(row, other) for other in known):
+            kept[index] = False
+        else:
+            known.append(row)
+    return table.keep(kept)
 
 
 def _questions(rows: list[dict[str, Any]]) -> tuple[list[Ask | None], list[str | None]]:
     questions: list[Ask | None] = []
     reasons: list[str | None] = []
     # What is published for the run as a whole holds for its stages: lengths sent come from the whole run's row.
-    lengths = {row["experiment"]: row["input_tokens_per_s"] / row["requests_per_s"] for row in rows
-               if row["stage_index"] == -1 and row.get("input_tokens_per_s") and row.get("requests_per_s")}  # fmt: skip
+    lengths = {_run(row): _mean_tokens(row) for row in rows if row["stage_index"] == -1 and _mean_tokens(row)}
     for row in rows:
         try:
-            question = question_of({**row, "mean_input_tokens": lengths.get(row["experiment"])})
+            whole = None if row["experiment"] is None else lengths.get(_run(row))
+            question = question_of({**row, "mean_input_tokens": whole})
             if plans.count(row, "stage_index", least=-1) >= len(_stages(row["stages"])):
                 raise InexpressibleError("load not published: no such stage")
+            if not any(positive(row.get(name)) for name in MEASURED):
+                raise InexpressibleError("no measured value")
             questions.append(question)
             reasons.append(None)
         except InexpressibleError as missing:
             questions.append(None)
             reasons.append(str(missing))
     return questions, reasons
+
+
+def _run(row: Row) -> tuple[Any, ...]:
+    """A run's name and its deployment."""
+    return (row["experiment"], *(row.get(name) for name in DEPLOYMENT))
 
 
 def _pairs(index: int, row: Row, answer: Answer) -> Iterator[Pair]:
@@ -266,24 +338,26 @@ def _pairs(index: int, row: Row, answer: Answer) -> Iterator[Pair]:
     ends = np.cumsum([int(rate * seconds + 1e-9) for rate, seconds in stages])
     first, last = (0, ends[-1]) if stage < 0 else (ends[stage - 1] if stage else 0, ends[stage])
     mask = (order >= first) & (order < last)
-    if row.get("n_success"):
+    if positive(row.get("n_success")):
         yield _pair(index, "n_success", row["n_success"], float(mask.sum()), answer, "counts.completed")
     if not mask.any():
         return
     for column, (name, statistic) in LATENCIES.items():
-        if row.get(column):
+        if positive(row.get(column)):
             values = found[name][mask]
             value = 1e3 * float(np.mean(values) if statistic == "mean" else np.quantile(values, _level(statistic)))
             yield _pair(index, column, row[column], value, answer, f"{name[:-2]}.{statistic}".replace("median", "p50"))
-    if row.get("tpot_derived_ms") and row["output_len"] > 1:
+    if positive(row.get("tpot_derived_ms")) and row["output_len"] > 1:
         mean = {name: 1e3 * float(np.mean(found[name][mask])) for name in ("e2e_s", "ttft_s")}
         value = (mean["e2e_s"] - mean["ttft_s"]) / (row["output_len"] - 1)
         yield _pair(index, "tpot_derived_ms", row["tpot_derived_ms"], value, answer, "tpot.mean")
-    if row.get("requests_per_s"):
+    if positive(row.get("requests_per_s")):
         tail = ends[-2] if stage < 0 and len(ends) > 1 else first
         span = _span(found, int(first), int(last), tail=int(tail), seconds=stages[stage][1])
         value = float(mask.sum() / span)
-        yield _pair(index, "requests_per_s", row["requests_per_s"], value, answer, "throughput.requests_per_s")
+        # No band. As long as the load is below saturation this is the rate of sending, over a span of minutes that ends
+        # one answer after it: no factor of the simulator moves it, and how well the client kept its rate is not known.
+        yield Pair(index, "requests_per_s", float(row["requests_per_s"]), value)
 
 
 def _span(found: Mapping[str, NDArray[np.float64]], first: int, last: int, *, tail: int, seconds: float) -> float:

@@ -93,38 +93,55 @@ def _question(rows: list[dict[str, Any]], folder: Path) -> Ask:
         "async_scheduling": facts.version_of("vllm", first["vllm_version"])["async_scheduling"],
         "sampling": facts.facts("clients")["llmservingsim"]["sampling"],
     }  # fmt: skip
-    if first.get("num_kv_tokens"):
-        policy["kv_cache_blocks"] = plans.count(first, "num_kv_tokens") // BLOCK
+    if first.get("num_kv_tokens") is not None:
+        policy["kv_cache_blocks"] = plans.count(first, "num_kv_tokens", least=BLOCK) // BLOCK
+    shared = first.get("prefix_caching") is not False  # vLLM's default where none is stated
     if first.get("prefix_caching") is not None:
-        policy["enable_prefix_caching"] = bool(first["prefix_caching"])
+        policy["enable_prefix_caching"] = shared
     content: dict[str, Any] = {
         "model": model, "hardware": hardware, "engine": "vllm",
         "engine_version": facts.release_of(first["vllm_version"]), "policy": policy,
-        "workload": {"kind": "trace", "trace": str(_trace(rows, folder))},
+        "workload": {"kind": "trace", "trace": str(_trace(rows, folder, shared=shared))},
     }  # fmt: skip
     experts = any(group.mlp is not None and group.mlp.kind == "moe" for group in facts.arch(model).layers)
     if dp > 1 and not experts:
         content["deployment"] = {"groups": [{"name": "rank", "count": dp}], "router": {"kind": "least_loaded"}}
         dp = 1
-    content["parallel"] = {"tp": tp, "dp": dp, "ep": tp * dp if first.get("ep") else 1}
+    if experts and first["ep"] is None:
+        raise InexpressibleError("plan not published: whether experts are spread")
+    content["parallel"] = {"tp": tp, "dp": dp, "ep": tp * dp if first["ep"] else 1}
     return ask(content, formats=formats.named_formats(first["model"]), requests=True)
 
 
-def _trace(rows: list[dict[str, Any]], folder: Path) -> Path:
-    """The requests as a trace; they reach the engine when they did, not when they were planned to."""
-    arrival = "queued_engine_s" if rows[0].get("queued_engine_s") is not None else "arrival_s"
+def _trace(rows: list[dict[str, Any]], folder: Path, *, shared: bool) -> Path:
+    """The requests as a trace; they reach the engine when they did, not when they were planned to.
+
+    `shared`: requests use cached blocks of each other's prompts, so that it matters which of them are equal.
+    """
+    queued = any(row.get("queued_engine_s") is not None for row in rows)
+    arrival = "queued_engine_s" if queued else "arrival_s"
     for row in rows:
-        if row[arrival] is None or row["request_index"] is None:
+        if row[arrival] is None or row["request_index"] is None or not 0 <= row[arrival] < plans.MOST:
             raise InexpressibleError("load not published: when requests were sent")
         for name in ("prompt_tokens", "output_tokens"):
             plans.count(row, name, reason="load not published: lengths of requests")
+        if shared and not _is_prompt(row.get("hash_block_ids"), row["prompt_tokens"] // BLOCK):
+            raise InexpressibleError("load not published: which blocks of prompts are equal")
+    if len({row["request_index"] for row in rows}) < len(rows):
+        raise InexpressibleError("load not published: requests of several runs with one deployment")
     rows = sorted(rows, key=lambda row: (row[arrival], row["request_index"]))
     return write_trace(
         folder, arrival_s=[row[arrival] for row in rows], prompt_tokens=[row["prompt_tokens"] for row in rows],
         output_tokens=[row["output_tokens"] for row in rows],
-        hash_block_ids=None if rows[0].get("hash_block_ids") is None else list(_whole_prompts(rows)),
+        hash_block_ids=list(_whole_prompts(rows)) if shared else None,
         hash_block_tokens=BLOCK,
     )  # fmt: skip
+
+
+def _is_prompt(ids: Any, blocks: int) -> bool:
+    """Whether these are the ids of that many blocks."""
+    return (isinstance(ids, list) and len(ids) == blocks
+            and all(isinstance(each, int) and 0 <= each < plans.MOST for each in ids))  # fmt: skip
 
 
 def _whole_prompts(rows: list[dict[str, Any]]) -> Iterator[list[int]]:

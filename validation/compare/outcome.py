@@ -64,6 +64,11 @@ class Outcome:
     group_by: tuple[str, ...] | None = None
 
 
+def positive(value: Any) -> bool:
+    """Whether this is a measured value: there is no relative error of one that is zero or less."""
+    return value is not None and value > 0
+
+
 def outcome_of(reasons: list[str | None], pairs: Iterable[Pair], *, group_by: tuple[str, ...] | None = None) -> Outcome:
     """An outcome from single pairs."""
     by_name: dict[str, list[Pair]] = {}

@@ -41,7 +41,7 @@ def count(row: Mapping[str, Any], column: str, *, reason: str | None = None, lea
         number = None if value is None else int(value)
     except (ValueError, OverflowError):
         number = None
-    if number is None or not least <= number < MOST:
+    if number is None or number != value or not least <= number < MOST:
         raise InexpressibleError(reason or f"no value of {column} published")
     return number
 
