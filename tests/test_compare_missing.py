@@ -299,6 +299,17 @@ def test_a_row_without_its_length_does_not_change_what_the_others_are(tmp_path):
     assert 2 * bias([ATTENTION, prefill]) == pytest.approx(alone + bias([prefill]))
 
 
+def test_weights_that_the_default_share_does_not_hold_had_another_one():
+    """170 GB of 193 per GPU, of which SGLang takes 162 unless it is told otherwise."""
+    row = {**DRAFTED, "model_path": "deepseek-ai/DeepSeek-V3", "origin": "inferencex_db_dump_2026-04-27", "osl": 16,
+           "tp_size": 4.0, "moe_tp_size": 4.0, "moe_quant_mode": "fp8_block"}  # fmt: skip
+    assert answer(silicon.question_of(row), bands=False).refused == (
+        "share of memory for weights and KV cache not published: they do not fit the default one"
+    )
+    two = answer(silicon.question_of({**row, "tp_size": 2.0, "moe_tp_size": 2.0}), bands=False)
+    assert two.refused == "infeasible: HBM capacity"
+
+
 def test_a_load_that_would_never_end_is_a_reason():
     workload = {"kind": "synthetic", "num_requests": MOST_REQUESTS + 1}
     assert answer(ask({"workload": workload})).refused == "not simulated: more than 10,000,000 requests"

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -120,6 +120,8 @@ def answer(question: Ask, engine: Coefficients = (), *, bands: bool = True) -> A
             scenario = _with_engine(scenario, engine)
         return simulated(question, scenario, bands=bands and not engine)
     except InfeasibleError as error:
+        if error.binding == "HBM capacity" and _fits_with_another_share(question):
+            return _refused("share of memory for weights and KV cache not published: they do not fit the default one")
         return _refused(f"infeasible: {error.binding}")
     except InputError as error:
         return _refused(f"not modelled: {_FOLDER.sub('', str(error))}")
@@ -135,6 +137,28 @@ def _too_much(content: Mapping[str, Any]) -> str | None:
     if sum(group["count"] for group in content.get("deployment", {}).get("groups", ())) > MOST_REPLICAS:
         return f"not simulated: more than {MOST_REPLICAS:,} replicas"
     return None
+
+
+def _fits_with_another_share(question: Ask) -> bool:
+    """Whether SGLang's --mem-fraction-static decides: its default leaves so much free that some weights do not fit.
+
+    Then a run that took place was started with another one, on which the size of its KV cache depends.
+    """
+    from perfsim.run import simulate
+
+    content = json.loads(question.content)
+    policies = [content.get("policy", {}), *(group.get("policy", {}) for group in
+                                             content.get("deployment", {}).get("groups", ()))]  # fmt: skip
+    own = [policy for policy in policies if policy.get("memory_rule") == "sglang"]
+    for policy in own:
+        policy["gpu_memory_utilization"] = 0.99
+    one = {"kind": "fixed", "tokens": 1}
+    content["workload"] = {"kind": "synthetic", "num_requests": 1, "prompt": one, "output": one,
+                           "arrivals": {"kind": "closed", "concurrency": 1}}  # fmt: skip
+    try:
+        return bool(own) and simulate(scenario_of(replace(question, content=json.dumps(content)))) is not None
+    except (InfeasibleError, InputError):
+        return False
 
 
 def _refused(reason: str) -> Answer:
