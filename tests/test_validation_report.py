@@ -3,14 +3,11 @@ predicted prefill beats the speed of light."""
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from perfsim.errors import InputError
@@ -18,15 +15,14 @@ from perfsim.spec import catalog
 from perfsim.spec.load import find_calibration
 from validation.compare.outcome import Outcome, Values, summary
 from validation.compare.table import Table
-from validation.engines import runs as engine_runs
-from validation.engines.fit import Linear
-from validation.engines.runs import Runs, loops_group, stages_group, without
-from validation.report import cli, headline, left_out, long_prefill, peers, plots, store
+from validation.report import cli, headline, long_prefill, peers, plots, store
+from validation.report.entries import entries
 from validation.report.filled import filled
-from validation.report.markdown import percent
+from validation.report.markdown import error, percent
 from validation.report.sections import sections
 from validation.report.served import coarse, summarised
 from validation.report.split import roles, split
+from validation.report.twins import twins, with_twins
 
 SERVING = {
     "aic_silicon_sample", "inferencex_dsr1", "inferencex_token_position", "isim_vllm_experiments",
@@ -46,6 +42,7 @@ def test_the_split_covers_every_table_and_shows_no_values_of_those_without_a_lic
         for target in listed.targets:
             assert target.metric in listed.metrics
             assert not target.subset or target.subset in listed.subsets
+            assert (target.subset or "all") in listed.headline
         assert not listed.rules[-1].where  # the last rule takes what is left
 
 
@@ -74,8 +71,8 @@ def test_rows_get_the_role_of_the_first_rule_that_takes_them() -> None:
 def test_the_headline_shows_the_outcomes() -> None:
     table, outcome = stages()
     found = summarised(table, outcome, split().tables["isim_vllm_experiments"])
-    entries = list(headline.entries({"isim": found}))
-    by_rows = {(one.rows, one.role): one for one in entries}
+    listed_entries = list(entries({"isim": found}))
+    by_rows = {(one.rows, one.role): one for one in listed_entries}
     values = outcome.values["tpot_derived_ms"]
     assert by_rows["not overloaded", "fitted"].found == summary(values.take([0]))
     assert by_rows["not overloaded", "kept out"].found == summary(values.take([2]))
@@ -85,7 +82,7 @@ def test_the_headline_shows_the_outcomes() -> None:
             {"section": "isim", "rows": "not overloaded", "metrics": {"tpot_derived_ms": summary(values.take([1]))}}
         ]
     }
-    refitted = [one for one in headline.entries({"isim": found, "left-out": left}) if one.role == "leave one out"]
+    refitted = [one for one in entries({"isim": found, "left-out": left}) if one.role == "leave one out"]
     assert [one.found for one in refitted] == [summary(values.take([1]))]
     text = "\n".join(headline.render({"isim": found}))
     unseen, fitted = text.split("### Rows that coefficients were fitted to")
@@ -211,107 +208,6 @@ def test_prompts_are_computed_in_whole() -> None:
     assert lengths.count(1 << 20) == 3  # on each of the devices
 
 
-TRUE = {"a": (5e-4, 7e-3), "b": (8e-4, 4e-3)}  # what made the runs of each model: a step's host time, the ingress
-
-
-def made_up_runs() -> tuple[Runs, Linear]:
-    """Two models of load tests with overheads of their own, and three groups of closed loops of two other engines."""
-    generator = np.random.Generator(np.random.PCG64(1))
-    stages = [stages_group(model) for model in TRUE for _ in range(12)]
-    loops = [("trtllm", "h100_sxm"), ("sglang", "b200_sxm"), ("sglang", "h100_sxm")]
-    group = np.array([*stages, *(loops_group(engine, "m", system) for engine, system in loops for _ in range(12))])
-    metric = np.array([*(["tpot_derived_ms", "ttft_mean_ms"] * 12), *(["silicon_tpot_ms"] * 36)])
-    engine = np.array([*(["vllm"] * 24), *(["trtllm"] * 12), *(["sglang"] * 24)])
-    names = (("vllm", "step_host"), ("vllm", "ingress"), ("trtllm", "step_host"), ("sglang", "step_host"))
-    size = len(group)
-    slope = generator.uniform(500.0, 1500.0, (size, 4)) * np.stack([engine == name for name, _ in names], axis=1)
-    start = np.array([1e-4, 5e-3, 1e-4, 1e-4])
-    true = np.tile([0.0, 0.0, 2e-4, 3e-4], (size, 1))
-    for model, overheads in TRUE.items():
-        true[group == stages_group(model), :2] = overheads
-    base = generator.uniform(10.0, 20.0, size)
-    measured = base + (slope * (true - start)).sum(axis=1)
-    table = Table(Path("x.parquet"), pa.table({"model": ["a", "a", "b"], "stage_index": [-1, 0, -1]}))
-    runs = Runs(table, [(name, None) for name in engine[24:]], measured, engine, group, metric, {}, {})
-    scale = np.array([2e-4, 1e-3, 2e-4, 2e-4])
-    return runs, Linear(names, start, scale, base, slope, np.ones(size, dtype=bool))
-
-
-def stand_in(monkeypatch, tmp_path, runs: Runs, linear: Linear) -> list[tuple[str, dict[str, float]]]:
-    """Let the section run on these; the list gets the model and the overheads of every simulation."""
-    asked = []
-
-    def compare(table, *, solve):
-        asked.append((table.texts("model")[0], dict(solve.keywords["engine"])))
-        ones = np.full(len(table), 10.0)
-        nothing = np.full(len(table), np.nan)
-        values = Values(np.arange(len(table)), ones, ones * 1.1, nothing, nothing)
-        return table, Outcome([None] * len(table), {"tpot_derived_ms": values})
-
-    monkeypatch.setattr(left_out, "read", lambda _: runs)
-    monkeypatch.setattr(left_out, "linearised", lambda *_: linear)
-    monkeypatch.setattr(left_out, "compare_stages", compare)
-    (tmp_path / "serving").mkdir()
-    for stem in left_out.TABLES:
-        (tmp_path / "serving" / f"{stem}.parquet").write_bytes(b"rows")
-    return asked
-
-
-def test_groups_left_out_are_predicted_by_the_fit_without_them(tmp_path, monkeypatch) -> None:
-    asked = stand_in(monkeypatch, tmp_path, *made_up_runs())
-    found = left_out.run(tmp_path)
-    assert [model for model, _ in asked] == ["a", "b"]
-    for (_, overheads), other in zip(asked, ("b", "a"), strict=True):  # each has what the other model alone tells
-        assert (overheads["step_host"], overheads["ingress"]) == pytest.approx(TRUE[other], rel=1e-3)
-    assert found["left_out"]["all"]["tpot_derived_ms"]["n"] == 3
-    assert found["left_out"]["whole runs"]["tpot_derived_ms"]["mape_mean"] == pytest.approx(0.1)
-    assert found["loops"]["SGLang"]["silicon_tpot_ms"]["mape_median"] < 1e-3
-    assert set(found["tables"]) == {f"{stem}.parquet" for stem in left_out.TABLES}
-    json.dumps(found, allow_nan=False)
-    assert "| SGLang | sglang m h100_sxm | 12 | 0.0% | 0.0% |" in "\n".join(left_out.render(found))
-    entries = [one for one in headline.entries({"left-out": found}) if one.role == "leave one out"]
-    assert entries == []  # tables that were not run have no rows in the first table
-
-
-def test_leaving_out_what_is_not_there_is_an_error(tmp_path, monkeypatch) -> None:
-    runs, linear = made_up_runs()
-    assert without(runs, linear.usable, stages_group("a")).tolist() == [False] * 12 + [True] * 48
-    unusable = linear.usable & (runs.group != stages_group("a"))
-    for usable, group in ((linear.usable, stages_group("c")), (unusable, stages_group("a"))):
-        with pytest.raises(InputError, match=f"no usable run is in the group '{group}'"):
-            without(runs, usable, group)
-    with pytest.raises(InputError, match="nothing is left to fit"):
-        without(runs, runs.group == stages_group("a"), stages_group("a"))
-    renamed = np.char.replace(runs.group.astype(str), "vllm a", "a")
-    stand_in(monkeypatch, tmp_path, replace(runs, group=renamed), linear)
-    with pytest.raises(InputError, match="no usable run is in the group 'vllm a "):
-        left_out.run(tmp_path)
-
-
-def test_runs_are_in_the_groups_that_are_left_out(tmp_path, monkeypatch) -> None:
-    """Of the reader itself: every model of its load tests, and every configuration of its loops, has a group."""
-    loop = {"backend": "trtllm", "backend_version": "1.1", "model_path": "Qwen/Qwen3-32B", "system": "h200_sxm",
-            "precision": "fp8", "mode": "agg", "tp_size": 1.0, "attention_dp_size": 1.0, "moe_ep_size": 1.0,
-            "silicon_tpot_ms": 9.0, "concurrency": 8.0, "isl": 1024, "osl": 1024}  # fmt: skip
-    stages = pa.table({"overloaded": [False, False, True], "hardware": ["H100"] * 3, "model": ["a", "b", "c"]})
-    (tmp_path / "serving").mkdir()
-    pq.write_table(stages, tmp_path / "serving" / f"{left_out.STAGES}.parquet")
-    pq.write_table(pa.Table.from_pylist([loop]), tmp_path / "serving" / f"{left_out.LOOPS}.parquet")
-    ones, nothing = np.ones(2), np.full(2, np.nan)
-    values = {name: Values(np.arange(2), ones, ones, nothing, nothing) for name in engine_runs.STAGE_METRICS}
-    monkeypatch.setattr(engine_runs, "compare_stages", lambda table, *, solve: (table, Outcome([None] * 2, values)))
-    monkeypatch.setattr(engine_runs.silicon, "questions_of", lambda rows, _: ([None] * len(rows), []))
-    monkeypatch.setattr(engine_runs.silicon, "question_of", lambda row: row)
-    runs = engine_runs.read(tmp_path)
-    usable = np.ones(len(runs.group), dtype=bool)
-    assert runs.stages.texts("model").tolist() == ["a", "b"]
-    assert [without(runs, usable, stages_group(model)).tolist() for model in ("a", "b")] == [
-        [False, True, False, True, True], [True, False, True, False, True],
-    ]  # fmt: skip
-    own = without(runs, usable, loops_group("trtllm", "Qwen/Qwen3-32B", "h200_sxm"))
-    assert own.tolist() == [True] * 4 + [False]
-
-
 def test_plots_are_whole_and_the_same_every_time() -> None:
     x = np.geomspace(1, 1e6, 1000)
     series = [plots.Series("one", x, x * 1.05), plots.Series("two <&>", x[:3], np.array([2.0, np.nan, 5.0]))]
@@ -347,5 +243,67 @@ def test_rows_that_overheads_were_fitted_to_are_not_shown_as_unseen() -> None:
 
 def test_errors_of_rows_that_may_not_be_published_are_coarse() -> None:
     """One row's exact error and perfsim's own prediction would tell the measured value."""
-    one, many = {"n": 1, "bias": 0.123456}, {"n": 9, "bias": 0.123456}
-    assert coarse({"a": {"x": one}, "b": {"x": many}, "rows": 10}) == {"b": {"x": {"n": 9, "bias": 0.12}}, "rows": 10}
+    one, few, many = ({"n": n, "mape_mean": 0.023456} for n in (1, 9, 10))
+    small = {"n": 9, "mape_mean": 0.02, "coarse": True}
+    found = coarse({"a": {"x": one}, "b": {"x": few}, "c": {"x": many}, "rows": 10})
+    assert found == {"b": {"x": small}, "c": {"x": many}, "rows": 10}
+    assert (error(small, "mape_mean"), error(many, "mape_mean")) == ("2%", "2.3%")
+
+
+def summarised_as(value: float, **more: object) -> dict[str, object]:
+    whole = dict.fromkeys(("mape_mean", "mape_median", "mape_p90", "bias"), value)
+    return {"n": 5, **whole, "coverage_90": None, "band_width_median": None, **more}
+
+
+def target_rows(subsets: dict[str, object]) -> list[str]:
+    isim = {"roles": {}, "subsets": subsets, "rows": 1, "expressible": 1, "reasons": {}, "groups": {}}
+    lines = "\n".join(headline.render({"isim": isim})).partition("### Targets")[2].splitlines()
+    return [line for line in lines if line.startswith("| isim ")]
+
+
+def test_a_target_without_measured_values_is_listed_and_rounding_meets_none() -> None:
+    """`requests_per_s, overloaded` has no measured value; 4% in whole percents may be 4.4%."""
+    overloaded = {"kept out": {"e2e_mean_ms": summarised_as(0.9)}}
+    rounded = {"kept out": {"e2e_mean_ms": summarised_as(0.04, coarse=True), "tpot_derived_ms": summarised_as(0.04)}}
+    rows = target_rows({"overloaded": overloaded, "not overloaded": rounded})
+    assert any("| overloaded | – | requests/s | mean ≤ 5.0% | – | **no data** |" in row for row in rows)
+    assert any("| kept out | E2E mean | mean ≤ 4.0% | 4% | **missed** |" in row for row in rows)
+    assert any("| kept out | TPOT mean | mean ≤ 4.0% | 4.0% | met |" in row for row in rows)
+    of_table = len(split().tables["isim_vllm_experiments"].targets)
+    assert sum("≤" in row for row in rows) == of_table
+    assert sum("not run yet" in row for row in target_rows({})) == of_table
+
+
+def test_operator_targets_say_how_many_curves_keep_them() -> None:
+    curve = {"kind": "gemm", "device": "d", "backend": "b", "format": "f"}
+    curves = [{**curve, "held_out": {"n": 9, "median": value}} for value in (0.03, 0.04, 0.2)]
+    cells = [{"kind": "gemm", "name": name, "median": value} for name, value in (("x", 0.1), ("y", 0.3))]
+    middle = {"rows": 27, "groups": 3, "median": 0.04, "p90": 0.1}
+    results = {
+        "rows": 27, "summary": {"held_out": {"gemm": middle}}, "curves": curves,
+        "left_out": {"device": {"gemm": {**middle, "median": 0.2}}}, "left_out_groups": {"device": cells},
+        "pooled": {"held_out": {"gemm": {"rows": 27, "median": 0.07}}}, "ranges": {"gemm": {"rows": 108, "inside": 27}},
+    }  # fmt: skip
+    text = "\n".join(headline.render({"operators": results}))
+    assert "| products | median of curves ≤ 5.0% | 4.0% | met in the median (2 of 3 curves keep it) |" in text
+    assert "| products | median of devices ≤ 12% | 20% | **missed** (1 of 2 devices keep it) |" in text
+    assert "| products | shapes not fitted | 1 of 3 curves above 5.0% | – | 4.0% | 7.0% | 25% |" in text
+    assert "| products | device left out | 1 of 2 devices above 12% | y 30% | 20% | – | – |" in text
+
+
+def test_runs_that_another_table_was_fitted_with_have_a_role_of_their_own() -> None:
+    row = {"hardware": "b200", "framework": "sglang", "disagg": False, "isl": 1024, "osl": 1024, "conc": 4,
+           "date": "2026-01-14", "mean_tpot": 0.0087}  # fmt: skip
+    there = {"system": "b200_sxm", "backend": "sglang", "mode": "agg", "isl": 1024, "osl": 1024, "concurrency": 4.0,
+             "measured": "2026-01-14", "silicon_tpot_ms": 8.7001}  # fmt: skip
+    apart = {**row, "disagg": True, "framework": "dynamo-trt"}
+    rows = [row, {**row, "mean_tpot": 0.0088}, {**row, "date": "2026-01-15"}, {**row, "mean_tpot": None}, apart,
+            {**row, "conc": 8}]  # fmt: skip
+    others = [there, {**there, "mode": "disagg", "backend": "trtllm"}]
+    assert twins(rows, others) == [[0], [], [], [0], [1], []]
+    table, other = (Table(Path("x"), pa.Table.from_pylist(each)) for each in (rows, others))
+    listed = split().tables["inferencex_dsr1"]
+    found, counts = with_twins(roles(table, listed), table, other, listed)
+    seen = "fitted in another table"
+    assert found.tolist() == [seen, "kept out", "kept out", seen, "kept out", "kept out"]
+    assert counts == {"by time": 2, "by load": 1, "fitted": 2, "kept out": 1}

@@ -37,12 +37,12 @@ class LeftOutKind:
     fitted_on: tuple[str, ...]
 
 
-def leave_out(groups: Sequence[Rows], *, by: By) -> list[LeftOutKind]:
+def leave_out(groups: Sequence[Rows], *, by: By, seen: dict[str, list[np.ndarray]] | None = None) -> list[LeftOutKind]:
     """Per kind and device (or architecture), how far curves of the others miss it, sorted by both.
 
     `groups` as `perfsim.calibrate.ops.all_rows(folder)` reads them, or `validation.ops.slice.slice_rows()`; only vLLM's
     kernels are used, which most devices have. Every row in the range of a curve weighs the same. Takes minutes on the
-    whole tables: each group is fitted anew.
+    whole tables: each group is fitted anew. `seen` gets the signed errors of all rows by kind.
     """
     errors: dict[tuple[str, str], list[np.ndarray]] = {}
     fitted_on: dict[tuple[str, str], set[str]] = {}
@@ -50,6 +50,8 @@ def leave_out(groups: Sequence[Rows], *, by: By) -> list[LeftOutKind]:
         device = found.rows.device
         key = (found.rows.kind, device if by == "device" else ARCHITECTURE[device])
         errors.setdefault(key, []).append(found.errors)
+        if seen is not None:
+            seen.setdefault(found.rows.kind, []).append(found.errors)
         fitted_on.setdefault(key, set()).update(found.fitted_on)
     table = []
     for (kind, name), parts in sorted(errors.items()):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from perfsim.calibrate.forms import fit_range
 from perfsim.calibrate.ops import all_rows
 from perfsim.calibrate.rows import Rows
 from validation.ops.__main__ import fitted_report, summary
@@ -35,7 +36,9 @@ def run_whole(data: Path, figures: Path) -> Results:
     folder = data / "ops"
     groups = all_rows(folder)
     results = _results(groups, figures, "operators")
-    left_out = {by: leave_out(groups, by=by) for by in BY}
+    errors: dict[str, dict[str, list[np.ndarray]]] = {by: {} for by in BY}
+    left_out = {by: leave_out(groups, by=by, seen=errors[by]) for by in BY}
+    results["pooled"] |= {by: _pooled(found) for by, found in errors.items()}
     results["left_out"] = {by: _by_kind(cells) for by, cells in left_out.items()}
     results["left_out_groups"] = {by: [asdict(cell) for cell in cells] for by, cells in left_out.items()}
     return stamped(results, [folder / f"{name}.parquet" for name in TABLES])
@@ -64,13 +67,29 @@ def _by_kind(cells: list[LeftOutKind]) -> dict[str, dict[str, float]]:
     }  # fmt: skip
 
 
+def _pooled(errors: dict[str, list[np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Per kind, the median absolute error over all rows, every row weighing the same."""
+    joined = {kind: np.concatenate(parts) for kind, parts in errors.items()}
+    return {kind: {"rows": len(each), "median": float(np.median(np.abs(each)))}
+            for kind, each in joined.items() if len(each)}  # fmt: skip
+
+
 def _results(groups: list[Rows], figures: Path, name: str) -> Results:
     report = fitted_report(groups)
     compared = [found for found in map(compare, groups) if found is not None]
     panels = list(_panels(compared))
     text = figure(panels, label="Fitted operator curves on rows that were not fitted")
     (figures / f"{name}.svg").write_text(text, encoding="utf-8")
+    held_out: dict[str, list[np.ndarray]] = {}
+    ranges: dict[str, dict[str, int]] = {}
+    for found in compared:
+        held_out.setdefault(found.rows.kind, []).append(found.errors[found.held_out])
+    for rows in groups:
+        counts = ranges.setdefault(rows.kind, {"rows": 0, "inside": 0})
+        counts["rows"] += len(rows)
+        counts["inside"] += len(fit_range(rows))
     return {
+        "pooled": {"held_out": _pooled(held_out)}, "ranges": ranges,
         "rows": sum(map(len, groups)),
         "summary": {key: summary(report, key) for key in ("fitted", "held_out", "cold")},
         "curves": [{key: entry[key] for key in ("kind", "device", "backend", "format", "fitted", "held_out", "cold")}

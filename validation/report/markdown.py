@@ -28,14 +28,24 @@ def percent(value: float | None, *, sign: bool = False) -> str:
     return f"{100 * value:{'+' if sign else ''},.{decimals}f}%"
 
 
+def error(found: Mapping[str, Any], name: str, *, sign: bool = False) -> str:
+    """One figure of a summary, without a decimal that it does not have.
+
+    >>> error({"mape_mean": 0.02, "coarse": True}, "mape_mean"), error({"mape_mean": 0.024}, "mape_mean")
+    ('2%', '2.4%')
+    """
+    value = found[name]
+    return f"{100 * value:{'+' if sign else ''},.0f}%" if found.get("coarse") else percent(value, sign=sign)
+
+
 SUMMARY = ("n", "median", "mean", "p90", "bias", "in band", "width")
 
 
 def cells(found: Mapping[str, Any]) -> list[str]:
-    """A summary of `validation.compare.outcome` as the columns SUMMARY."""
+    """A summary of `validation.compare.outcome` as the columns SUMMARY; one that was made coarse in whole percents."""
+    errors = [error(found, name) for name in ("mape_median", "mape_mean", "mape_p90")]
     return [
-        f"{found['n']:,}", percent(found["mape_median"]), percent(found["mape_mean"]), percent(found["mape_p90"]),
-        percent(found["bias"], sign=True),
+        f"{found['n']:,}", *errors, error(found, "bias", sign=True),
         MISSING if found["coverage_90"] is None else f"{found['coverage_90']:.0%}",
         MISSING if found["band_width_median"] is None else f"{found['band_width_median']:.0%}",
     ]  # fmt: skip

@@ -44,8 +44,9 @@ def sections() -> Iterator[Section]:
     """All of them, in the order of the report."""
     for stem, listed in split().tables.items():
         committed = (MEASURED / listed.run,) if listed.run else ()
+        tables = tuple(f"{listed.folder}/{name}.parquet" for name in (stem, listed.twins) if name)
         yield Section(
-            listed.section, (f"{listed.folder}/{stem}.parquet",), committed,
+            listed.section, tables, committed,
             partial(_run_served, stem), partial(served.render, stem),
         )  # fmt: skip
         if listed.section == "isim":
@@ -58,7 +59,7 @@ def sections() -> Iterator[Section]:
 
 
 def _run_served(stem: str, paths: list[Path], figures: Path) -> Results:
-    return served.run(stem, paths[0], figures)
+    return served.run(stem, paths[0], figures, twins=paths[1] if len(paths) > 1 else None)
 
 
 def _kernel_sections() -> Iterator[Section]:

@@ -19,43 +19,53 @@ from validation.report.markdown import MISSING, SUMMARY, cells, table
 from validation.report.plots import Panel, Series, figure, residuals, scatter
 from validation.report.split import ALL, Listed, Plot, meeting, roles, split
 from validation.report.store import Results, provenance, stamped
+from validation.report.twins import SEEN, with_twins
 
 MOST_REASONS = 8
-FEWEST = 3  # rows of a table whose values may not be published
+# Of a table whose values may not be published: below MANY rows a summary is coarse, below FEWEST there is none. The
+# median of a few rows is the error of one of them, and perfsim's own prediction would then tell what was measured.
+FEWEST, MANY = 3, 10
 WORST_GROUPS = 12  # of a column with more values
 
 
-def run(stem: str, path: Path, figures: Path, *, section: str | None = None) -> Results:
-    """Compare the table at `path` as `split.yaml` lists it under `stem`, and write its figure as that of `section`."""
+def run(stem: str, path: Path, figures: Path, *, section: str | None = None, twins: Path | None = None) -> Results:
+    """Compare the table at `path` as `split.yaml` lists it under `stem`, and write its figure as that of `section`.
+
+    `twins` is the table that holds some of these runs as well.
+    """
     listed = split().tables[stem]
     found = read_table(path)
     kept, outcome = kind_of(found).compare(found)
-    results = summarised(kept, outcome, listed)
+    results = summarised(kept, outcome, listed, twins=None if twins is None else read_table(twins))
     panels = list(_panels(kept, outcome, listed))
     if panels:
         text = figure(panels, label=listed.title)
         (figures / f"{section or listed.section}.svg").write_text(text, encoding="utf-8")
     if listed.publish == "residuals":
         results = {name: coarse(value) for name, value in results.items()}
-    return stamped({**results, "figure": bool(panels)}, [path])
+    return stamped({**results, "figure": bool(panels)}, [path] if twins is None else [path, twins])
 
 
 def coarse(value: Any) -> Any:
-    """Errors to a hundredth, and none of fewer than `FEWEST` rows: no measured value can be worked out from them."""
-    if isinstance(value, float):
-        return round(value, 2)
+    """Summaries of fewer than `MANY` rows to a hundredth and marked so, and none of fewer than `FEWEST`."""
     if not isinstance(value, dict):
         return value
+    count = value.get("n", MANY)
+    if count < MANY:
+        small = {key: round(one, 2) if isinstance(one, float) else one for key, one in value.items()}
+        return {**small, "coarse": True}
     kept = {
         key: coarse(one) for key, one in value.items() if not isinstance(one, dict) or one.get("n", FEWEST) >= FEWEST
     }
     return {key: one for key, one in kept.items() if one != {} or value[key] == {}}
 
 
-def summarised(kept: Table, outcome: Outcome, listed: Listed) -> Results:
+def summarised(kept: Table, outcome: Outcome, listed: Listed, *, twins: Table | None = None) -> Results:
     """Rows, reasons, and summaries of the headline metrics by role and by the columns that `listed` names."""
     whole = report(kept, outcome, name=kept.path.name)
-    of_row = roles(kept, listed)
+    of_row, counts = roles(kept, listed), None
+    if twins is not None:
+        of_row, counts = with_twins(of_row, kept, twins, listed)
     by_role = {role: summaries(outcome, listed.metrics, of_row == role) for role in sorted(set(of_row.tolist()))}
     subsets: dict[str, dict[str, Any]] = {}
     for name, conditions in listed.subsets.items():
@@ -70,6 +80,7 @@ def summarised(kept: Table, outcome: Outcome, listed: Listed) -> Results:
     return {
         "rows": whole["rows"], "expressible": whole["expressible"], "reasons": whole["not_expressible"],
         "roles": {role: found for role, found in by_role.items() if found}, "subsets": subsets, "groups": groups,
+        **({} if counts is None else {"twins": counts}),
     }  # fmt: skip
 
 
@@ -148,6 +159,11 @@ def render(stem: str, results: Results, *, section: str | None = None, note: str
         others = "all other rows" if len(listed.rules) > 1 else "all rows"
         rows = f"rows with {', '.join(rule.where)}" if rule.where else others
         yield f"- {rule.role}: {rows}; {rule.why.strip()}{what}"
+    if "twins" in results:
+        yield _twins(listed, results["twins"])
+    if listed.publish == "residuals" and results["roles"]:
+        yield f"- Only errors of this table may be shown. Summaries of fewer than {MANY} rows, and the dots of figures,"
+        yield f"  are whole percents, and there are none of fewer than {FEWEST}: no measured value can be worked out."
     yield ""
     if results["roles"]:
         parts = [(ALL, results["roles"]), *results["subsets"].items()]
@@ -160,6 +176,14 @@ def render(stem: str, results: Results, *, section: str | None = None, note: str
     if results.get("figure"):
         yield f"![{listed.title}](figures/{section or listed.section}.svg)"
         yield ""
+
+
+def _twins(listed: Listed, counts: dict[str, int]) -> str:
+    return (
+        f"- {SEEN}: {counts['fitted']:,} rows that are also fitted rows of `{listed.twins}`; {counts['kept out']:,}"
+        f" more are kept-out rows there as well and count in both. {counts['by time']:,} of these twins were told"
+        f" by their time, {counts['by load']:,}, of which only medians are stated, by load and day: some may be others."
+    )
 
 
 def _reasons(reasons: dict[str, int]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from perfsim.spec.yaml import load_yaml
 from validation.compare.table import Table, where
 
 FILE = Path(__file__).with_name("split.yaml")
-Role = Literal["fitted", "kept out", "leave one out"]
+Role = Literal["fitted", "fitted in another table", "kept out", "leave one out"]
 ALL = "all"
 NUMBER = "row number of the split"  # a column that no table has
 
@@ -70,6 +70,7 @@ class Listed(Spec):
     subsets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     headline: tuple[str, ...] = Field(default=(ALL,), description="what the first table shows: subsets, or all rows")
     rules: tuple[Rule, ...] = Field(min_length=1)
+    twins: str = Field(default="", description="table that holds some of these runs as well, by its stem")
     plots: tuple[Plot, ...] = ()
 
 
@@ -82,10 +83,11 @@ class Kernels(Spec):
 
 
 class Split(Spec):
-    """All tables by file stem: those of served runs, and those of kernels."""
+    """All tables by file stem: those of served runs, and those of kernels; `operators` are bounds on median errors."""
 
     tables: dict[str, Listed]
     kernels: dict[str, Kernels]
+    operators: dict[Literal["held_out", "device"], float]
 
 
 @cache
@@ -99,7 +101,7 @@ def roles(table: Table, listed: Listed) -> NDArray[np.str_]:
 
     Raises InputError for a condition on a column that the table lacks, ValueError where no rule takes a row.
     """
-    found = np.full(len(table), "", dtype="<U16")
+    found = np.full(len(table), "", dtype="<U32")
     for rule in reversed(listed.rules):
         found[meeting(table, rule.where)] = rule.role
     if len(table) and not found.all():
