@@ -153,6 +153,7 @@ def test_requests_of_a_name_that_two_deployments_have(tmp_path):
     ("output_tokens_configured", 0, "no value of output_tokens_configured of some request"),
     ("input_tokens", None, "no value of input_tokens of some request"),
     ("request_index", 1, "requests of several runs under one name"),
+    ("request_index", 0.5, "no value of request_index of some request"),
 ])  # fmt: skip
 def test_a_log_with_a_gap_is_not_replaced_by_the_configured_load(tmp_path, column, value, reason):
     log = [{"experiment": "one", "request_index": index, "arrival_s": 0.2 * index, "input_tokens": 600,
@@ -182,6 +183,18 @@ def test_rows_without_a_measured_value_say_so(tmp_path, value):
     rows = requests()
     rows[3] |= dict.fromkeys(("ttft_s", "tpot_s", "e2e_s"), value)
     assert compare(write(tmp_path / "t.parquet", rows), bands=False)["not_expressible"] == {"no measured value": 1}
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    (dict.fromkeys(("running", "waiting", "gen_throughput", "kv_cache_pct")), "no measured value"),
+    ({"t": -1.0}, "no value of t published"), ({"t": 1e300}, "no value of t published"),
+])  # fmt: skip
+def test_seconds_without_a_state_or_a_time(tmp_path, changes, reason):
+    second = {"hardware": "RTXPRO6000", "model": "meta-llama/Llama-3.1-8B", "t": 1.0, "prompt_throughput": 0.0,
+              "gen_throughput": 300.0, "running": 4.0, "waiting": 0.0, "kv_cache_pct": 2.0}  # fmt: skip
+    write(tmp_path / "requests.parquet", requests())
+    found = compare(write(tmp_path / "t.parquet", [second, {**second, **changes}]))
+    assert found["not_expressible"] == {reason: 1}
 
 
 def test_the_rate_of_an_open_loop_has_no_band(tmp_path):

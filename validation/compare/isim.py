@@ -126,7 +126,8 @@ def _trace(table: Table, members: NDArray[np.intp], folder: Path) -> Path:
     for name, least in zip(names, (0, 0, 1, 1), strict=True):
         if name == "input_tokens":
             columns[name] = _filled(columns[name], columns["request_index"] % distinct)
-        if not ((columns[name] >= least) & (columns[name] < plans.MOST)).all():
+        whole = name == "arrival_s" or (columns[name] % 1 == 0).all()
+        if not whole or not ((columns[name] >= least) & (columns[name] < plans.MOST)).all():
             raise InexpressibleError(f"load not published: no value of {name} of some request")
     if len(np.unique(columns["request_index"])) < len(members):
         raise InexpressibleError("load not published: requests of several runs under one name")

@@ -25,6 +25,7 @@ REQUESTS = frozenset({"hardware", "model", "vllm_version", "tp", "dp", "ep", "ma
 SERIES = frozenset({"hardware", "model", "t", "prompt_throughput", "gen_throughput", "running", "waiting",
                     "kv_cache_pct"})  # fmt: skip
 DEPLOYMENT = ("hardware", "model", "vllm_version", "tp", "dp", "ep", "max_num_seqs", "max_num_batched_tokens")
+STATE = ("running", "waiting", "gen_throughput", "kv_cache_pct")  # of an engine, as predicted for every second
 BLOCK = 16  # tokens per id of `hash_block_ids`
 
 
@@ -56,6 +57,7 @@ def compare_series(table: Table) -> tuple[Table, Outcome]:
             by_engine = {run[:2]: question for run, question in questions.items() if run[:2] in own} | by_engine
         found = answers(list(by_engine.values()), bands=False)
     at = table.numbers("t")
+    there = np.any([table.numbers(name) >= 0 for name in STATE], axis=0)
     for run, members in runs_of(table, ("hardware", "model")).items():
         question = by_engine.get(run)
         refused = "load of this run not published" if question is None else found[question].refused
@@ -63,10 +65,12 @@ def compare_series(table: Table) -> tuple[Table, Outcome]:
             for index in members:
                 reasons[index] = refused
             continue
-        timed = np.isfinite(at[members])
+        timed = (at[members] >= 0) & (at[members] < plans.MOST)
         for index in members[~timed]:
             reasons[index] = "no value of t published"
-        pairs += _series(table, members[timed], found[question])
+        for index in members[timed & ~there[members]]:
+            reasons[index] = "no measured value"
+        pairs += _series(table, members[timed & there[members]], found[question])
     return table, outcome_of(reasons, pairs)
 
 
