@@ -221,28 +221,23 @@ def test_linear_operators_are_sharded_over_the_gpus(tmp_path):
 
 
 def test_elementwise_layers_are_priced_as_their_benchmark_ran_them(tmp_path):
-    """A launch and a share of the time that HBM needs: for the logits of 208 sequences in fp32, and for a norm that
+    """A launch and the bytes, of which the L2 cache serves some: the logits of 208 sequences in fp32, and a norm that
     reads and writes the hidden state and its residual in 16 bits."""
     base = {"hardware": "RTXPRO6000", "model": "Qwen/Qwen3-32B", "tp": 1, "activated_experts": None}
     rows = [{**base, "op": "sampler", "size": 208, "size_meaning": "sequences", "time_us": 153.0},
             {**base, "op": "layernorm", "size": 1936, "size_meaning": "tokens", "time_us": 18.7}]  # fmt: skip
-    known = streams.conditions()["llmservingsim_layers"]
-    for row, moved in zip(rows, (208 * 151936 * 4, 1936 * 4 * 5120 * 2), strict=True):
-        condition = known[row["op"]]
-        own = 1e6 * (condition["launch"] + condition["share"] * moved / 1.792e12)
+    known = streams.conditions().backends["vllm"]["rtx-pro-6000-blackwell-96gb"]
+    kinds = (("sampler", 208 * 151936 * 4), ("norm", 1936 * 4 * 5120 * 2))
+    for row, (family, moved) in zip(rows, kinds, strict=True):
+        fitted = known[family]
+        gain, held = fitted.conditions["gain"], fitted.conditions["share"] * 128 * 2**20
+        served = gain / (1 + gain) / (1 + (moved / held) ** 4)
+        own = 1e6 * (fitted.curve.launch + moved / (fitted.curve.bandwidth * 1.792e12) * (1 - served))
         assert predicted_us(tmp_path, row, "time_us") == pytest.approx(own)
-        assert own == pytest.approx(row["time_us"], rel=0.35)  # as measured, with other shapes in the fit
-    for table, operators in streams.conditions().items():
-        for name, fitted in operators.items():
-            assert 0.0 < fitted["launch"] < 50e-6, (table, name)
-            assert fitted["median"] < 0.35, (table, name)
-
-
-def test_fit_of_streams_recovers_what_made_the_rows():
-    ideal = np.geomspace(1e-7, 1e-3, 50)
-    launch, share, error = streams.fitted(ideal, 4e-6 + 0.6 * ideal)
-    assert (launch, share) == (pytest.approx(4e-6, rel=1e-3), pytest.approx(0.6, rel=1e-3))
-    assert error < 1e-3
+        assert own == pytest.approx(row["time_us"], rel=0.25)  # as measured, with other shapes in the fit
+    # Nobody timed an H200's: its norms are priced as the cost model prices any.
+    guess = 1e6 * (2.5e-6 + 1936 * 4 * 5120 * 2 / (0.8 * 4.8e12))
+    assert predicted_us(tmp_path, {**rows[1], "hardware": "H200"}, "time_us") == pytest.approx(guess, rel=0.25)
 
 
 @pytest.mark.parametrize("name", ["collectives"])

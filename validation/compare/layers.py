@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from perfsim.calibrate import elementwise_rows as kernels
 from perfsim.ops.op import Op
 from perfsim.ops.transformer import lower
 from perfsim.spec.model import (
     ACTIVATION_BYTES,
     DenseMLP,
     GroupedQueryAttention,
-    LayerGroup,
     MixtureOfExperts,
     ModelArch,
 )
@@ -25,8 +25,8 @@ from validation.compare.formats import named_arch
 from validation.compare.kernel_tables import compare_kernels
 from validation.compare.lowered import Floats, Rows, calibration, prefills, seconds
 from validation.compare.outcome import Outcome
-from validation.compare.streams import bytes_moved, stream_seconds
-from validation.compare.table import Table, read_table
+from validation.compare.streams import stream_seconds
+from validation.compare.table import Table
 
 LAYERS = frozenset({"hardware", "model", "tp", "op", "size", "size_meaning", "activated_experts", "time_us"})
 LAYERS_VERSION = "0.19.0"  # of vLLM, whose kernels they are: meta.yaml of the source
@@ -37,35 +37,35 @@ LINEAR = frozenset({"gpu", "model", "tp", "n_head", "n_kv_head", "n_embd", "n_ex
 PRODUCTS = {"qkv_proj": "qkv_proj", "attn_pre_proj": "qkv_proj", "o_proj": "o_proj", "attn_post_proj": "o_proj",
             "gate_up_proj": "up_proj", "mlp_up_proj": "up_proj", "down_proj": "down_proj", "mlp_down_proj": "down_proj",
             "lm_head": "lm_head", "moe": "experts", "sampler": "sampling"}  # fmt: skip
-NORMS = ("layernorm", "final_layernorm", "input_layernorm", "post_layernorm", "post_attention_layernorm")
+FITTED, KEPT_OUT = "fitted half", "kept-out half"
+Halves = NDArray[np.str_]
+"""Per row: whether its shape was fitted (`perfsim.calibrate.elementwise`); empty for all but elementwise kernels."""
 
 
-Record = Callable[[str, Rows, Floats], None]
-"""What a fit of `streams` sees of a table: operator, rows, seconds that HBM would need for their bytes."""
-Parts = dict[str, list[tuple[Floats, Rows]]]
-
-
-def compare_layers(table: Table, record: Record | None = None) -> tuple[Table, Outcome]:
+def compare_layers(table: Table) -> tuple[Table, Outcome]:
     """vLLM's layers, launched eagerly; tokens of prompts, or sequences for head and sampler."""
     size, touched = table.numbers("size"), table.numbers("activated_experts")
+    halves = np.full(len(table), "", dtype="<U16")
 
     def predict(values: Any, rows: Rows) -> Floats:
         hardware, name, tp, op = values
         accelerator, model = facts.device(hardware), named_arch(name)
-        timed = _streamed("llmservingsim_layers", model, op, size[rows], rows, int(tp), accelerator, record)
+        timed = _timed(kernels.LAYERS, model, op, size[rows], rows, int(tp), accelerator, halves)
         if timed is not None:
             return timed
-        found = _operator(model, op, size[rows], tp=int(tp), accelerator=accelerator)
+        found = _operator(kernels.LAYERS, model, op, size[rows], tp=int(tp), accelerator=accelerator)
         if op == "moe":
             found = _with_experts(model, found, touched[rows])
         return np.asarray(seconds([found], accelerator=accelerator, version=LAYERS_VERSION))
 
-    return compare_kernels(table, ("hardware", "model", "tp", "op"), predict, name="time_us")
+    found = compare_kernels(table, ("hardware", "model", "tp", "op"), predict, name="time_us")
+    return _by_half(found, "time_us", halves)
 
 
-def compare_old_layers(table: Table, record: Record | None = None) -> tuple[Table, Outcome]:
+def compare_old_layers(table: Table) -> tuple[Table, Outcome]:
     """The older tables: q, k and v, gate and up apart."""
     tokens, cached = table.numbers("input"), table.numbers("kv_cache")
+    halves = np.full(len(table), "", dtype="<U16")
 
     def predict(values: Any, rows: Rows) -> Floats:
         hardware, name, tp, layer = values
@@ -74,78 +74,63 @@ def compare_old_layers(table: Table, record: Record | None = None) -> tuple[Tabl
             step = prefills(model, sequences=np.ones(len(rows)), new=tokens[rows], past=cached[rows])
             ops = [op for op in lower(model, step, tp=int(tp)) if isinstance(op, Op) and op.kind == "prefill_attention"]
             return np.asarray(seconds([replace(op, count=1) for op in ops[:1]], accelerator=accelerator))
-        name = "rotary_emb" if layer == "rope" else layer
-        timed = _streamed("llmservingsim_v0_layers", model, name, tokens[rows], rows, int(tp), accelerator, record)
+        timed = _timed(kernels.OLD_LAYERS, model, layer, tokens[rows], rows, int(tp), accelerator, halves)
         if timed is not None:
             return timed
         found = _part(model, layer, tokens[rows], int(tp)) or _operator(
-            model, name, tokens[rows], tp=int(tp), accelerator=accelerator
+            kernels.OLD_LAYERS, model, layer, tokens[rows], tp=int(tp), accelerator=accelerator
         )
         return np.asarray(seconds([found], accelerator=accelerator))
 
-    return compare_kernels(table, ("hardware", "model", "tp", "layer_name"), predict, name="time_us")
+    found = compare_kernels(table, ("hardware", "model", "tp", "layer_name"), predict, name="time_us")
+    return _by_half(found, "time_us", halves)
 
 
-def compare_linear(table: Table, record: Record | None = None) -> tuple[Table, Outcome]:
+def compare_linear(table: Table) -> tuple[Table, Outcome]:
     """Vidur's operators of one layer in fp16, launched eagerly; the shapes stand in the table."""
     tokens = table.numbers("num_tokens")
+    halves = np.full(len(table), "", dtype="<U16")
 
     def predict(values: Any, rows: Rows) -> Floats:
         gpu, tp, heads, kv_heads, hidden, width, vocab, gated, op = values
         accelerator = facts.device(gpu)
-        attention = GroupedQueryAttention(num_attention_heads=heads, num_key_value_heads=kv_heads,
-                                          head_dim=hidden // heads)  # fmt: skip
-        layer = LayerGroup(count=1, attention=attention, mlp=DenseMLP(intermediate_size=width, gated=gated))
-        model = ModelArch(name="layer", architecture="measured layer", hidden_size=hidden, vocab_size=vocab,
-                          layers=(layer,), max_position_embeddings=1 << 30, dtype="fp16", linear_dtype="fp16",
-                          expert_dtype="fp16")  # fmt: skip
-        name = {"attn_rope": "rotary_emb", "mlp_act": "act_fn"}.get(op, op)
-        timed = _streamed("vidur_linear_ops", model, name, tokens[rows], rows, int(tp), accelerator, record)
+        model = kernels.linear_arch(
+            heads=heads, kv_heads=kv_heads, hidden=hidden, width=width, vocab=vocab, gated=gated
+        )
+        timed = _timed(kernels.LINEAR, model, op, tokens[rows], rows, int(tp), accelerator, halves)
         if timed is not None:
             return timed
-        found = _operator(model, name, tokens[rows], tp=int(tp), accelerator=accelerator)
+        found = _operator(kernels.LINEAR, model, op, tokens[rows], tp=int(tp), accelerator=accelerator)
         return np.asarray(seconds([found], accelerator=accelerator))
 
-    keys = ("gpu", "tp", "n_head", "n_kv_head", "n_embd", "n_expanded_embd", "vocab_size", "gated", "op")
-    return compare_kernels(table, keys, predict, name="median_us")
+    found = compare_kernels(table, kernels.LINEAR_KEYS, predict, name="median_us")
+    return _by_half(found, "median_us", halves)
 
 
-def observed_streams(folder: Path) -> dict[str, dict[str, tuple[Floats, Floats]]]:
-    """Per layer table and operator: seconds that HBM would need for its bytes, and those that were measured."""
-    found: dict[str, dict[str, tuple[Floats, Floats]]] = {}
-    for name, compare, column in (("llmservingsim_layers", compare_layers, "time_us"),
-                                  ("llmservingsim_v0_layers", compare_old_layers, "time_us"),
-                                  ("vidur_linear_ops", compare_linear, "median_us")):  # fmt: skip
-        table = read_table(folder / f"{name}.parquet")
-        measured = table.numbers(column) * 1e-6
-        parts: Parts = {}
-
-        def record(operator: str, rows: Rows, ideal: Floats, parts: Parts = parts) -> None:
-            parts.setdefault(operator, []).append((ideal, rows))
-
-        compare(table, record)
-        found[name] = {
-            operator: (np.concatenate([ideal for ideal, _ in each]),
-                       np.concatenate([measured[rows] for _, rows in each]))
-            for operator, each in parts.items()
-        }  # fmt: skip
-    return found
-
-
-def _streamed(
-    table: str, model: ModelArch, name: str, tokens: Floats, rows: Rows, tp: int, accelerator: str,
-    record: Record | None,
+def _timed(
+    table: str, model: ModelArch, op: str, tokens: Floats, rows: Rows, tp: int, accelerator: str, halves: Halves
 ) -> Floats | None:  # fmt: skip
     """Seconds of an elementwise kernel or a sampler as the table's benchmark timed it; None for all other operators."""
-    numbers = None if name in PRODUCTS else _numbers(model, name, tp)
-    eager = not accelerator.startswith("tpu")  # compiled as a whole there
-    moved = bytes_moved(model, name, tokens, numbers) if eager else None
-    if record is not None and moved is not None:
-        record(name, rows, moved / facts.accelerator(accelerator).memory.read_bandwidth)
-    return stream_seconds(table, name, moved, accelerator)
+    kernel = kernels.kernel_of(table, op, model, tp)
+    found = None if kernel is None else stream_seconds(kernel, accelerator, tokens)
+    if found is None:
+        return None
+    halves[rows] = np.where(found.kept_out, KEPT_OUT, FITTED)
+    return found.seconds
 
 
-def _operator(model: ModelArch, name: str, tokens: Floats, *, tp: int, accelerator: str) -> Op:
+def _by_half(found: tuple[Table, Outcome], name: str, halves: Halves) -> tuple[Table, Outcome]:
+    """With two more metrics: elementwise kernels of shapes that were fitted, and of those that were not."""
+    table, outcome = found
+    everything = outcome.values[name]
+    for half in (FITTED, KEPT_OUT):
+        own = everything.take(halves[everything.rows] == half)
+        if len(own.rows):
+            outcome.values[f"{name}, {half}"] = own
+    return table, outcome
+
+
+def _operator(table: str, model: ModelArch, name: str, tokens: Floats, *, tp: int, accelerator: str) -> Op:
     """One kernel of one layer on one of `tp` GPUs."""
     if name in PRODUCTS:
         engine = calibration(accelerator, "vllm").engine
@@ -156,36 +141,11 @@ def _operator(model: ModelArch, name: str, tokens: Floats, *, tp: int, accelerat
         if not found:
             raise InexpressibleError(f"operator '{name}' is not part of this model")
         return replace(found[0], count=1)
-    numbers = _numbers(model, name, tp)
-    if numbers is None:
+    kernel = kernels.kernel_of(table, name, model, tp)
+    if kernel is None:
         raise InexpressibleError(f"operator '{name}' is not modelled on its own")
-    act = ACTIVATION_BYTES[model.dtype]
-    read, written = (tokens * side * act for side in numbers)
+    read, written = tokens * kernel.read, tokens * kernel.written
     return Op("elementwise", name, 1, 10.0 * tokens * model.hidden_size, read, written, "fp32")
-
-
-def _numbers(model: ModelArch, name: str, tp: int) -> tuple[float, float] | None:
-    """(read, written) per token by an elementwise kernel, as `perfsim.ops.elementwise` counts them."""
-    hidden = float(model.hidden_size)
-    attention = next((group.attention for group in model.layers if group.attention is not None), None)
-    widths = [group.mlp.intermediate_size for group in model.layers if isinstance(group.mlp, DenseMLP)]
-    experts = [g.mlp.moe_intermediate_size for g in model.layers if isinstance(g.mlp, MixtureOfExperts)]
-    gated = any(getattr(group.mlp, "gated", False) for group in model.layers)
-    if name in NORMS:
-        return 2 * hidden, 2 * hidden
-    if name == "add":
-        return 2 * hidden, hidden
-    if name in ("embedding", "emb"):
-        return hidden, hidden
-    if name == "act_fn" and widths:
-        return (2 if gated else 1) * widths[0] / tp, widths[0] / tp
-    if name == "act_fn" and experts:  # of one expert, whose gate is a product of its own
-        return experts[0] / tp, experts[0] / tp
-    if name in ("rotary_emb", "qk_norm") and isinstance(attention, GroupedQueryAttention):
-        dim, kv = attention.head_dim, max(1.0, attention.num_key_value_heads / tp)
-        positioned = attention.num_attention_heads / tp * dim + kv * dim
-        return positioned, positioned
-    return None
 
 
 def _part(model: ModelArch, layer: str, tokens: Floats, tp: int) -> Op | None:
