@@ -180,7 +180,8 @@ def render(stem: str, results: Results, *, section: str | None = None, note: str
 
 def _twins(listed: Listed, counts: dict[str, int]) -> str:
     return (
-        f"- {SEEN}: {counts['fitted']:,} rows that are also fitted rows of `{listed.twins}`; {counts['kept out']:,}"
+        f"- {SEEN}: {counts['fitted']:,} rows, expressed or not, that are also fitted rows of `{listed.twins}`;"
+        f" {counts['kept out']:,}"
         f" more are kept-out rows there as well and count in both. {counts['by time']:,} of these twins were told"
         f" by their time, {counts['by load']:,}, of which only medians are stated, by load and day: some may be others."
     )
